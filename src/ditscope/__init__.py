@@ -1,0 +1,59 @@
+"""ditscope: build, train and run Diffusion Transformers, and see what they attend to.
+
+The names below load on first use, so that `import ditscope` is quick and loads no torch, and so
+that a recorded run can be read on a machine that has none.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from ditscope.version import __version__
+
+if TYPE_CHECKING:
+    from ditscope import plot
+    from ditscope.attention.watch import watch
+    from ditscope.model.config import DiTConfig
+    from ditscope.model.dit import DiT, build
+    from ditscope.pipeline import load
+    from ditscope.runs.reader import open_run
+    from ditscope.sampling.draw import sample
+
+__all__ = [
+    "DiT",
+    "DiTConfig",
+    "__version__",
+    "build",
+    "load",
+    "open_run",
+    "plot",
+    "sample",
+    "watch",
+]
+
+# No name here may also be a module of this package, `plot` apart: importing the module would put
+# it in the place of the function.
+_HOME = {
+    "DiT": "ditscope.model.dit",
+    "DiTConfig": "ditscope.model.config",
+    "build": "ditscope.model.dit",
+    "load": "ditscope.pipeline",
+    "open_run": "ditscope.runs.reader",
+    "sample": "ditscope.sampling.draw",
+    "watch": "ditscope.attention.watch",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name == "plot":
+        return importlib.import_module("ditscope.plot")
+    if name not in _HOME:
+        raise AttributeError(f"module 'ditscope' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

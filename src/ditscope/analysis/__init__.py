@@ -1,0 +1,1 @@
+"""Numbers computed from a recorded run, as plain data: numpy and xarray, never torch."""

@@ -1,0 +1,260 @@
+"""One place in a run (layer, head, step, query patch, sample, branch): checked, or chosen by rule.
+
+What the caller leaves open is chosen so that the picture shows something, by rules that depend on
+nothing but the run, and `Place.reasons` says in words what was chosen and why.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import TypedDict
+
+import numpy
+import xarray
+
+from ditscope.analysis.pictures import finished_picture, object_patch
+from ditscope.core.axes import BRANCHES, Branch
+from ditscope.core.manifest import StepRecord
+from ditscope.core.sites import TokenGrid
+from ditscope.errors import BadRequest, foreign, listed
+from ditscope.runs.reader import Head, Run
+
+DEFAULT_PROGRESS = 0.75
+"""Default step, as a share of the run: the object is visible, and is still being drawn."""
+
+CHOSEN_BY = ("entropy", "rms_distance", "received_max")
+HEAD_FIX = "Say which: layer=0, head=0, or head='mean'."
+
+
+class Where(TypedDict, total=False):
+    """Coordinates that a caller may give; each one left out (or None) is chosen by `locate`."""
+
+    layer: int | None
+    head: Head | None
+    step: int | None
+    query: tuple[int, int] | None
+    sample: int
+    branch: Branch
+
+
+@dataclass(frozen=True)
+class Place:
+    """Coordinates of one attention row. All are valid in the run that they were located in."""
+
+    layer: int
+    head: Head
+    step: int
+    query: tuple[int, int]  # grid row, grid column
+    sample: int
+    branch: Branch
+    reasons: tuple[str, ...] = ()  # one sentence for each coordinate that was chosen by rule
+
+    def call(self) -> str:
+        """The call that returns the numbers at this place, as a user would type it."""
+        return (
+            f"run.attention(layer={self.layer}, head={self.head!r}, step={self.step}, "
+            f'query={self.query}, sample={self.sample}, branch="{self.branch}")'
+        )
+
+
+def locate(
+    run: Run,
+    *,
+    layer: int | None = None,
+    head: Head | None = None,
+    step: int | None = None,
+    query: tuple[int, int] | None = None,
+    sample: int = 0,
+    branch: Branch = "cond",
+) -> Place:
+    """The place that the arguments name, with what they leave open chosen by these rules.
+
+    * `step`: the one three quarters through the run, among the steps whose Q and K are stored if
+      there are any (those need no model to rebuild).
+    * `query`: see `object_patch`.
+    * `layer` and `head`: see `selective_head`; a layer that is given is kept. With a head given
+      and no layer, the middle layer.
+
+    Raises:
+        BadRequest: a coordinate that is not in the run; the message gives the range.
+    """
+    reasons = []
+    sample = checked_sample(run, sample)
+    if step is None:
+        step = default_step(run)
+    record = step_record(run, step)
+    if branch not in record.branches:
+        raise BadRequest(
+            f"{foreign(repr(branch))} was not evaluated at step {record.index}",
+            field="branch",
+            expected=f"one of {listed(record.branches)}"
+            if branch in BRANCHES
+            else f"one of {listed(BRANCHES)}",
+        )
+    if layer is not None:
+        layer = checked_layer(run, layer)
+    elif head is not None:
+        patched = some_patch_layers(run)
+        layer = patched[len(patched) // 2]
+    if head is None:
+        layer, head = selective_head(run, record.index, sample, branch, layer)
+        reasons.append("Head chosen by rule: the most selective of those that look far.")
+    assert layer is not None
+    head = _checked_head(run, layer, head)
+    if query is None:
+        query = object_patch(finished_picture(run, sample)[0], grid_of(run, layer))
+        reasons.append("Patch chosen by rule: the least like the picture's border.")
+    query = _checked_query(run, layer, query)
+    return Place(layer, head, record.index, query, sample, branch, tuple(reasons))
+
+
+def grid_of(run: Run, layer: int) -> TokenGrid:
+    """The patch grid of a layer.
+
+    Raises:
+        BadRequest: the tokens of that layer are not known to be image patches.
+    """
+    site = run.manifest.sites[layer]
+    if site.grid is None:
+        raise BadRequest(
+            f"the tokens of layer {layer} ({site.name}) are not on a known patch grid",
+            field="layer",
+            expected=f"one of {listed(patch_layers(run))}",
+        )
+    return site.grid
+
+
+def patch_layers(run: Run) -> list[int]:
+    """Layers whose tokens are known to be image patches, in order."""
+    return [site.index for site in run.manifest.sites if site.grid is not None]
+
+
+def some_patch_layers(run: Run) -> list[int]:
+    """The same, or BadRequest if there are none."""
+    layers = patch_layers(run)
+    if not layers:
+        raise BadRequest("no layer of this run is known to work on image patches", field="layer")
+    return layers
+
+
+def checked_layer(run: Run, layer: int) -> int:
+    """A layer number that is in the run and has a patch grid, else BadRequest with the range."""
+    layer = _index("layer", layer, len(run.manifest.sites))
+    grid_of(run, layer)
+    return layer
+
+
+def checked_sample(run: Run, sample: int) -> int:
+    """A sample number that is in the run, else BadRequest with the range."""
+    return _index("sample", sample, len(run.manifest.labels))
+
+
+def step_record(run: Run, step: int) -> StepRecord:
+    """The record of a step that is whole on disk, else BadRequest with what there is."""
+    step = _index("step", step, len(run.manifest.steps))
+    if step < len(run.steps):
+        return run.steps[step]
+    raise BadRequest(
+        f"step {step} is not recorded in this partial run",
+        field="step",
+        expected=f"an integer from 0 to {len(run.steps) - 1}",
+    )
+
+
+def default_step(run: Run) -> int:
+    """The step three quarters through those of `stored_steps`."""
+    steps = stored_steps(run)
+    return steps[round(DEFAULT_PROGRESS * (len(steps) - 1))]
+
+
+def stored_steps(run: Run) -> list[int]:
+    """Steps that can be read without the model; all recorded ones if that is none of them."""
+    recorded = [record.index for record in run.steps]
+    return [step for step in recorded if step in run.manifest.qk_steps] or recorded
+
+
+def selective_head(
+    run: Run, step: int, sample: int, branch: Branch, layer: int | None
+) -> tuple[int, int]:
+    """The most selective head among those that look far, as (layer, head).
+
+    Of the heads of `layer` (of all layers with patches if None): keep the half with the greater
+    RMS distance, so that a head which looks only at its neighbours is not chosen; of these keep
+    the half whose most-received patch receives least, so that a head which parks all patches on
+    one is not; of these take the one with the lowest entropy as a share of log N.
+
+    Raises:
+        BadRequest: the run does not hold these statistics, or not at this place.
+    """
+    missing = [name for name in CHOSEN_BY if name not in run.stats]
+    if missing:
+        raise BadRequest(
+            f"this run recorded no {listed(missing)}, by which a head would be chosen",
+            field="head",
+            fix=HEAD_FIX,
+        )
+    layers = some_patch_layers(run) if layer is None else [layer]
+    here = run.stats.sel(step=step, sample=sample, branch=branch, layer=layers)
+    keys = xarray.DataArray([run.manifest.sites[i].keys for i in layers], dims="layer")
+    entropy = here["entropy"] / numpy.log(numpy.maximum(keys, 2))
+    table = [
+        numpy.asarray(values.transpose("layer", "head"), dtype=float).ravel()
+        for values in (entropy, *(here[name] for name in CHOSEN_BY[1:]))
+    ]
+    known = numpy.flatnonzero(numpy.isfinite(table).all(axis=0))
+    if not known.size:
+        raise BadRequest(
+            f"no head has statistics at step {step}, sample {sample}, branch {branch!r}",
+            field="head",
+            fix=HEAD_FIX,
+        )
+    spread, distance, received = table
+    far = known[distance[known] >= numpy.median(distance[known])]
+    free = far[received[far] <= numpy.median(received[far])]
+    best = int(free[numpy.argmin(spread[free])])
+    heads = here.sizes["head"]
+    return layers[best // heads], best % heads
+
+
+def _index(field: str, value: object, count: int) -> int:
+    """`value` as an index below `count`, else BadRequest with the range."""
+    try:
+        index = -1 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        index = -1
+    if not 0 <= index < count:
+        raise BadRequest(
+            f"{foreign(repr(value))} is not in this run",
+            field=field,
+            expected=f"an integer from 0 to {count - 1}",
+        )
+    return index
+
+
+def _checked_head(run: Run, layer: int, head: Head) -> Head:
+    heads = run.manifest.sites[layer].heads
+    if isinstance(head, str):
+        if head != "mean":
+            raise BadRequest(
+                f"{foreign(repr(head))} is not a head",
+                field="head",
+                expected=f"an integer from 0 to {heads - 1}, or 'mean'",
+            )
+        return head
+    return _index("head", head, heads)
+
+
+def _checked_query(run: Run, layer: int, query: tuple[int, int]) -> tuple[int, int]:
+    grid = grid_of(run, layer)
+    try:
+        y, x = (operator.index(part) for part in query)
+    except (TypeError, ValueError):
+        y = x = -1
+    if not (0 <= y < grid.height and 0 <= x < grid.width):
+        raise BadRequest(
+            f"{foreign(repr(query))} is not a patch of layer {layer}",
+            field="query",
+            expected=f"(row, column) with row 0 to {grid.height - 1}, column 0 to {grid.width - 1}",
+        )
+    return y, x

@@ -1,0 +1,99 @@
+"""The manifest of a run: everything needed to read it, to trust it and to replay it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ditscope.core.axes import Branch
+from ditscope.core.sites import Site
+
+SCHEMA_VERSION = 1
+
+
+class Record(BaseModel):
+    """Base of all parts of a manifest: immutable, and an unknown field is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelRecord(Record):
+    """Which network made the run, and how to find it again."""
+
+    name: str
+    source: str  # what `ditscope.load` was given: a bundled name, or an absolute path
+    weights_sha256: str
+    config: dict[str, object]  # DiTConfig
+    process: dict[str, object]  # noise process specification
+    codec: dict[str, object]
+    dtype: Literal["float32", "bfloat16", "float16"]
+    device: str
+    parameters: int
+
+
+class LabelRecord(Record):
+    """The class one sample was drawn for."""
+
+    index: int
+    name: str
+
+
+class GuidanceRecord(Record):
+    """Classifier-free guidance: `uncond + scale * (cond - uncond)` on the first `channels` channels."""
+
+    scale: float
+    channels: int | None = None  # None: all; 3 is the published legacy choice
+    interval: tuple[float, float] | None = None  # noise levels where it is on; None: everywhere
+    null_label: int
+
+
+class StepRecord(Record):
+    """One evaluation of the network. Two-stage solvers have two per solver step."""
+
+    index: int
+    solver_step: int
+    evaluation: int
+    timestep: float  # what the network was told
+    noise_level: float  # share of noise in the latent: sigma of a flow, sqrt(1 - alpha_bar) of DDPM
+    branches: tuple[Branch, ...]  # branches that were evaluated, in batch order
+
+
+class SamplerRecord(Record):
+    """How the latent was moved from noise to picture."""
+
+    name: str
+    steps: int  # solver steps
+    options: dict[str, object] = Field(default_factory=dict)
+
+
+class FileRecord(Record):
+    """Size and digest of one file, by its path relative to the run directory."""
+
+    size: int = Field(ge=0)
+    sha256: str = Field(pattern=r"\A[0-9a-f]{64}\z")
+
+
+class RunManifest(Record):
+    """`run.json`. `files` holds only what is whole on disk; readers trust nothing else."""
+
+    format: Literal["ditscope-run"] = "ditscope-run"
+    schema_version: int = SCHEMA_VERSION
+    created: str  # ISO 8601, UTC
+    versions: dict[str, str]  # ditscope, python, torch, numpy, ...
+    model: ModelRecord
+    labels: tuple[LabelRecord, ...]  # one per sample
+    seed: int
+    sample_seeds: tuple[int, ...]  # one per sample: all noise of that sample comes from it
+    batches: tuple[tuple[int, ...], ...]  # which samples went through the network together
+    sampler: SamplerRecord
+    guidance: GuidanceRecord
+    steps: tuple[StepRecord, ...]
+    latent_shape: tuple[int, int, int]  # channels, height, width
+    sites: tuple[Site, ...]
+    statistics: tuple[str, ...]  # arrays under stats/
+    qk_steps: tuple[int, ...] = ()  # steps whose Q, K and log-sum-exp are stored
+    qk_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    scales: tuple[float, ...] = ()  # softmax scale of each site
+    committed_steps: tuple[int, ...] = ()
+    files: dict[str, FileRecord] = Field(default_factory=dict)

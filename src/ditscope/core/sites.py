@@ -1,0 +1,47 @@
+"""Where attention happens: the grid of image tokens and the ordered list of attention calls."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+
+
+class TokenGrid(BaseModel):
+    """Which tokens of a sequence are image patches, and on which (height, width) grid.
+
+    Tokens `start .. start + height * width - 1` are patches in row-major order.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    height: PositiveInt
+    width: PositiveInt
+    start: int = Field(default=0, ge=0)
+
+    @property
+    def count(self) -> int:
+        """Number of image tokens."""
+        return self.height * self.width
+
+    def token(self, y: int, x: int) -> int:
+        """Index in the sequence of the patch in grid row `y`, column `x` (IndexError outside)."""
+        if not (0 <= y < self.height and 0 <= x < self.width):
+            raise IndexError(f"patch ({y}, {x}) is outside a grid of {self.height} x {self.width}")
+        return self.start + y * self.width + x
+
+
+class Site(BaseModel):
+    """One attention call within one forward, named by the module path that made it.
+
+    `index` is its position in call order. `grid` is None where the tokens are not known to be
+    image patches; distances are undefined there.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    index: int = Field(ge=0)
+    name: str
+    heads: PositiveInt
+    queries: PositiveInt
+    keys: PositiveInt
+    head_width: PositiveInt
+    grid: TokenGrid | None = None

@@ -1,0 +1,1 @@
+"""Noise processes, guidance, samplers and losses. They know a callable, never a model."""

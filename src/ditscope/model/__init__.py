@@ -1,0 +1,1 @@
+"""The network and nothing else: configuration, layers, the DiT itself, and its weights on disk."""

@@ -1,0 +1,127 @@
+"""Reading files of a run that may be damaged or hostile: only listed, regular, unchanged ones."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import stat
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ditscope.core.axes import SAMPLE
+from ditscope.core.manifest import FileRecord
+from ditscope.errors import BadRun
+from ditscope.runs.arrays import ArraySpec
+from ditscope.runs.chunks import decode
+from ditscope.runs.layout import MAX_CHUNK_BYTES
+
+MAX_FILE_BYTES = MAX_CHUNK_BYTES + 2**20
+MAX_IMAGE_PIXELS = 64_000_000
+_PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
+
+
+class RunFiles:
+    """The files of a run directory, by their path in it. What is read here matches its record."""
+
+    def __init__(self, root: Path, records: Mapping[str, FileRecord]) -> None:
+        self.root = root
+        self.records = records
+
+    def missing(self) -> Iterator[BadRun]:
+        """One error for each listed file or folder that is absent, irregular or of another size."""
+        folders = {parent for name in self.records for parent in Path(name).parents}
+        for folder in sorted(folders):
+            error = _irregular(self.root / folder, stat.S_ISDIR, "a folder")
+            if error and folder != Path():
+                yield error
+        for name, record in self.records.items():
+            path = self.root / name
+            error = _irregular(path, stat.S_ISREG, "a regular file")
+            if error:
+                yield error
+            elif record.size > MAX_FILE_BYTES:
+                yield _wrong_size(path, record.size, MAX_FILE_BYTES)
+            elif path.lstat().st_size != record.size:
+                yield _wrong_size(path, path.lstat().st_size, record.size)
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a listed file.
+
+        Raises:
+            BadRun: it cannot be read, or its size or digest is not the recorded one.
+        """
+        path, record = self.root / name, self.records[name]
+        data = read_regular(path, record.size)
+        if len(data) != record.size:
+            raise _wrong_size(path, len(data), record.size)
+        if hashlib.sha256(data).hexdigest() != record.sha256:
+            raise BadRun("its bytes are not the ones that were written", file=path)
+        return data
+
+    def chunk(self, spec: ArraySpec, name: str) -> NDArray[np.generic]:
+        """The values of one chunk of `spec`, of shape `spec.chunks`. Raises BadRun."""
+        return decode(self.read(name), spec, str(self.root / name))
+
+    def block(self, spec: ArraySpec, **position: int) -> NDArray[np.generic]:
+        """The values at one chunk `position`, all samples; the axes it names are dropped.
+
+        Raises:
+            BadRun: a chunk is missing or damaged.
+        """
+        pieces = [self.chunk(spec, name) for name in spec.chunk_files(**position)]
+        block = np.concatenate(pieces, axis=spec.dims.index(SAMPLE))
+        return block.squeeze(tuple(spec.dims.index(dim) for dim in position))
+
+    def image(self, name: str) -> NDArray[np.uint8]:
+        """One picture (y, x, channel). Raises BadRun if it is not a PNG in RGB."""
+        from PIL import Image
+
+        path, data = self.root / name, self.read(name)
+        width, height = struct.unpack(">II", data[16:24].ljust(8, b"\0"))
+        if not data.startswith(_PNG_START) or width * height > MAX_IMAGE_PIXELS:
+            raise BadRun("not a PNG picture of at most 64 Mpx", file=path)
+        try:
+            with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
+                pixels = np.asarray(picture)
+        except (OSError, ValueError, SyntaxError):
+            raise BadRun("a damaged PNG picture", file=path) from None
+        if pixels.dtype != np.uint8 or pixels.shape != (height, width, 3):
+            raise BadRun("a PNG picture that is not RGB", file=path)
+        return pixels
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """Up to `limit` + 1 bytes of a regular file that is no link.
+
+    Raises:
+        BadRun: it is missing, a link, a folder or a device, or cannot be read.
+    """
+    error = _irregular(path, stat.S_ISREG, "a regular file")
+    if error:
+        raise error
+    try:
+        # Between the look and the opening it may have been replaced: no link, and no waiting.
+        flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        with open(os.open(path, flags), "rb") as stream:
+            return stream.read(limit + 1)
+    except OSError as reason:
+        raise BadRun(f"cannot be read: {reason.strerror}", file=path) from None
+
+
+def _irregular(path: Path, wanted: Callable[[int], bool], expected: str) -> BadRun | None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return BadRun("is missing", file=path, expected=expected)
+    except OSError as reason:
+        return BadRun(f"cannot be read: {reason.strerror}", file=path)
+    return None if wanted(mode) else BadRun("is something else", file=path, expected=expected)
+
+
+def _wrong_size(path: Path, found: int, recorded: int) -> BadRun:
+    return BadRun(f"{found:,} bytes long", file=path, expected=f"{recorded:,}")

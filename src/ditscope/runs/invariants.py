@@ -1,0 +1,86 @@
+"""What must hold between the fields of a manifest: checked before a run is written or read."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+
+from ditscope.core.axes import BRANCHES
+from ditscope.core.manifest import RunManifest
+from ditscope.errors import BadRun, foreign
+
+_STATISTIC_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+
+
+def check(manifest: RunManifest, file: str) -> None:
+    """Raise BadRun for the first broken invariant of `manifest`, naming the field in `file`."""
+    for field, problem in broken(manifest):
+        raise BadRun(problem, file=file, field=field)
+
+
+def broken(manifest: RunManifest) -> Iterator[tuple[str, str]]:
+    """Field and problem of every broken invariant."""
+    yield from _samples(manifest)
+    yield from _steps(manifest)
+    yield from _sites(manifest)
+    if manifest.qk_steps or manifest.qk_dtype:
+        yield from _kept(manifest)
+
+
+def _samples(manifest: RunManifest) -> Iterator[tuple[str, str]]:
+    num_samples = len(manifest.labels)
+    if not num_samples:
+        yield "labels", "no sample"
+    if len(manifest.sample_seeds) != num_samples:
+        yield "sample_seeds", f"{len(manifest.sample_seeds)} seeds for {num_samples} samples"
+    if sorted(sample for batch in manifest.batches for sample in batch) != [*range(num_samples)]:
+        yield "batches", f"do not hold each of the {num_samples} samples once"
+    if min(manifest.latent_shape) < 1:
+        yield "latent_shape", f"a size below 1 in {manifest.latent_shape}"
+
+
+def _steps(manifest: RunManifest) -> Iterator[tuple[str, str]]:
+    if not manifest.steps:
+        yield "steps", "no step"
+    for position, step in enumerate(manifest.steps):
+        if step.index != position:
+            yield f"steps.{position}.index", f"{step.index} at position {position}"
+        if step.branches not in {BRANCHES, *((branch,) for branch in BRANCHES)}:
+            yield f"steps.{position}.branches", "not cond, uncond or both in this order"
+    done = len(manifest.committed_steps)
+    if manifest.committed_steps != tuple(range(done)) or done > len(manifest.steps):
+        yield "committed_steps", f"not the first {done} of {len(manifest.steps)} steps"
+
+
+def _sites(manifest: RunManifest) -> Iterator[tuple[str, str]]:
+    for position, site in enumerate(manifest.sites):
+        if site.index != position:
+            yield f"sites.{position}.index", f"{site.index} at position {position}"
+        tokens = min(site.queries, site.keys)
+        if site.grid and site.grid.start + site.grid.count > tokens:
+            yield f"sites.{position}.grid", f"does not fit in {tokens} tokens"
+    for name in manifest.statistics:
+        if not _STATISTIC_NAME.fullmatch(name):
+            yield "statistics", f"{foreign(repr(name))} is not of small letters, digits and _"
+    if len(set(manifest.statistics)) != len(manifest.statistics):
+        yield "statistics", "a name appears twice"
+    if manifest.statistics and not manifest.sites:
+        yield "sites", "statistics without a site"
+
+
+def _kept(manifest: RunManifest) -> Iterator[tuple[str, str]]:
+    kept = manifest.qk_steps
+    if list(kept) != sorted({step for step in kept if 0 <= step < len(manifest.steps)}):
+        yield "qk_steps", f"not ascending steps from 0 to {len(manifest.steps) - 1}"
+    if not kept or manifest.qk_dtype is None:
+        yield "qk_dtype", "qk_steps and qk_dtype are given together or not at all"
+    if not manifest.sites:
+        yield "sites", "Q and K without a site"
+    shapes = {(site.heads, site.queries, site.keys, site.head_width) for site in manifest.sites}
+    if len(shapes) > 1:
+        yield "sites", f"Q and K can only be kept where all sites have one shape, not {len(shapes)}"
+    if len(manifest.scales) != len(manifest.sites):
+        yield "scales", f"{len(manifest.scales)} scales for {len(manifest.sites)} sites"
+    if not all(math.isfinite(scale) and scale > 0 for scale in manifest.scales):
+        yield "scales", "not all positive"

@@ -1,0 +1,109 @@
+"""The arrays of a run with their axes named, as xarray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import xarray
+from numpy.typing import NDArray
+from xarray.backends import BackendArray
+from xarray.core import indexing
+
+from ditscope.core.axes import BRANCH, CHANNEL, HEAD, LAYER, SAMPLE, STATISTIC_AXES, STEP, X, Y
+from ditscope.core.manifest import StepRecord
+from ditscope.runs.files import RunFiles
+from ditscope.runs.layout import Layout
+
+
+def statistics(files: RunFiles, layout: Layout, steps: tuple[StepRecord, ...]) -> xarray.Dataset:
+    """All statistics of `steps`: (step, branch, sample, layer, head) float32. Raises BadRun."""
+    variables = {}
+    for name, spec in layout.stats.items():
+        values = np.stack([files.block(spec, step=step.index) for step in steps])
+        variables[name] = (STATISTIC_AXES, values, dict(spec.attributes))
+    sites = layout.manifest.sites
+    coords: dict[str, Any] = {
+        **_step_coords(steps),
+        BRANCH: list(layout.branches),
+        **_sample_coords(layout),
+        LAYER: np.arange(len(sites)),
+        "site": (LAYER, _texts(site.name for site in sites)),
+        HEAD: np.arange(max((site.heads for site in sites), default=0)),
+    }
+    return xarray.Dataset(variables, coords)
+
+
+def latents(files: RunFiles, layout: Layout, steps: tuple[StepRecord, ...]) -> xarray.DataArray:
+    """Network inputs (step, sample, channel, y, x); a step is read when it is looked at."""
+    return xarray.DataArray(
+        indexing.LazilyIndexedArray(_Latents(files, layout, len(steps))),
+        dims=(STEP, SAMPLE, CHANNEL, Y, X),
+        coords={**_step_coords(steps), **_sample_coords(layout)},
+        name="latents",
+        attrs={"long_name": "input of the network"},
+    )
+
+
+def final_latents(files: RunFiles, layout: Layout) -> xarray.DataArray:
+    """Result of the sampling (sample, channel, y, x) float32. Raises BadRun."""
+    return xarray.DataArray(
+        files.block(layout.final),
+        dims=(SAMPLE, CHANNEL, Y, X),
+        coords=_sample_coords(layout),
+        name="final",
+        attrs={"long_name": "latent after the last step"},
+    )
+
+
+def images(pictures: NDArray[np.uint8], layout: Layout) -> xarray.DataArray:
+    """Pictures (sample, y, x, channel) uint8."""
+    return xarray.DataArray(
+        pictures,
+        dims=(SAMPLE, Y, X, CHANNEL),
+        coords={**_sample_coords(layout), CHANNEL: ["red", "green", "blue"]},
+        name="images",
+    )
+
+
+class _Latents(BackendArray):
+    """The stored latents of the first `num_steps` steps, one read per step asked for."""
+
+    def __init__(self, files: RunFiles, layout: Layout, num_steps: int) -> None:
+        self._files, self._spec = files, layout.latents
+        self.shape = (num_steps, *layout.latents.shape[1:])
+        self.dtype = np.dtype(layout.latents.dtype)
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> NDArray[np.float32]:
+        return indexing.explicit_indexing_adapter(
+            key, self.shape, indexing.IndexingSupport.BASIC, self._read
+        )
+
+    def _read(self, key: tuple[int | slice, ...]) -> NDArray[np.generic]:
+        steps, inner = range(self.shape[0])[key[0]], key[1:]
+        if isinstance(steps, int):
+            return self._files.block(self._spec, step=steps)[inner]
+        blocks = [self._files.block(self._spec, step=step)[inner] for step in steps]
+        return np.stack(blocks) if blocks else np.empty(self.shape, self.dtype)[(slice(0), *inner)]
+
+
+def _step_coords(steps: tuple[StepRecord, ...]) -> dict[str, Any]:
+    return {
+        STEP: [step.index for step in steps],
+        "noise_level": (STEP, [step.noise_level for step in steps]),
+        "timestep": (STEP, [step.timestep for step in steps]),
+    }
+
+
+def _sample_coords(layout: Layout) -> dict[str, Any]:
+    labels = layout.manifest.labels
+    return {
+        SAMPLE: np.arange(len(labels)),
+        "label": (SAMPLE, _texts(label.name for label in labels)),
+    }
+
+
+def _texts(names: Iterable[str]) -> NDArray[np.object_]:
+    # Not numpy's own text type: it pads every text to the longest, and cuts NUL characters off.
+    return np.array(list(names), dtype=object)

@@ -1,0 +1,201 @@
+"""What stands where in a run directory. All of it follows from the manifest.
+
+    run.json            the manifest
+    images/0000.png     one per sample, or none where latents could not be decoded
+    data.zarr/          a Zarr v3 group
+      latents           (step, sample, channel, y, x): the exact input of each evaluation
+      final             (sample, channel, y, x): what the codec turned into the images
+      stats/<name>      (step, branch, sample, layer, head), NaN where a branch was not evaluated
+      qk/{q,k}          (step, branch, sample, layer, head, query | key, head_width)
+      qk/lse            (step, branch, sample, layer, head, query): natural log
+    COMPLETE            written last: the digest of run.json
+
+Chunks are one step deep, in `qk` also one layer, so that no write touches an earlier one; samples
+are split where a chunk would grow large, and no chunk is ever padded. The step axis of `qk` counts
+the kept steps only. bfloat16 is kept as the bits of uint16. A reader knows every file, shape and
+type before it opens any of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ditscope.core.axes import (
+    BRANCH,
+    BRANCHES,
+    CHANNEL,
+    HEAD,
+    HEAD_WIDTH,
+    KEY,
+    LAYER,
+    QUERY,
+    SAMPLE,
+    STATISTIC_AXES,
+    STEP,
+    Branch,
+    X,
+    Y,
+)
+from ditscope.core.manifest import RunManifest
+from ditscope.core.statistics import STATISTICS
+from ditscope.errors import BadRun
+from ditscope.runs.arrays import DATA, ITEM_BYTES, ZARR_JSON, ArraySpec
+
+MANIFEST, COMPLETE, IMAGES = "run.json", "COMPLETE", "images"
+
+MAX_MANIFEST_BYTES = 16_000_000
+MAX_SEAL_BYTES = 100
+MAX_ELEMENTS = 2**33
+MAX_CHUNK_BYTES = 64 * 2**20
+MAX_FILES = 100_000
+SHARED_CHUNK_BYTES = 16 * 2**20
+"""Samples share a chunk up to this size: few files, and still one layer of one step is one read."""
+
+STORED_TYPE = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}
+"""Array type that holds Q and K of each compute type."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Every array and file that the run of `manifest` consists of."""
+
+    manifest: RunManifest
+    branches: tuple[Branch, ...]  # the branch axis: all that are evaluated at some step
+    latents: ArraySpec
+    final: ArraySpec
+    stats: Mapping[str, ArraySpec]  # by name of the statistic
+    qk: Mapping[str, ArraySpec]  # q, k and lse; empty if none are kept
+
+    @property
+    def arrays(self) -> tuple[ArraySpec, ...]:
+        """All arrays."""
+        return (self.latents, self.final, *self.stats.values(), *self.qk.values())
+
+    @property
+    def group_files(self) -> list[str]:
+        """The `zarr.json` of every group."""
+        groups = [DATA]
+        groups += [f"{DATA}/stats"] if self.stats else []
+        groups += [f"{DATA}/qk"] if self.qk else []
+        return [f"{group}/{ZARR_JSON}" for group in groups]
+
+    def step_files(self, step: int) -> list[str]:
+        """The chunks of one step."""
+        files = list(self.latents.chunk_files(step=step))
+        for spec in self.stats.values():
+            files += spec.chunk_files(step=step)
+        if step in self.manifest.qk_steps:
+            for spec in self.qk.values():
+                files += spec.chunk_files(step=self.manifest.qk_steps.index(step))
+        return files
+
+    @property
+    def image_files(self) -> list[str]:
+        """One picture per sample. A run has all of them or none."""
+        return [f"{IMAGES}/{sample:04d}.png" for sample in range(len(self.manifest.labels))]
+
+    @property
+    def final_files(self) -> list[str]:
+        """The chunks of the final latents."""
+        return list(self.final.chunk_files())
+
+    def files(self, num_steps: int) -> list[str]:
+        """Every file of a run of which the first `num_steps` steps are written, and no more."""
+        files = self.group_files + [spec.metadata_file for spec in self.arrays]
+        for step in range(num_steps):
+            files += self.step_files(step)
+        return files
+
+
+def seal_of(manifest: bytes) -> bytes:
+    """What `COMPLETE` holds for the bytes of `run.json` (`sha256sum -c COMPLETE` checks it)."""
+    return f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST}\n".encode()
+
+
+def layout_of(manifest: RunManifest) -> Layout:
+    """The layout of a manifest that `ditscope.runs.invariants.check` has passed.
+
+    Raises:
+        BadRun: an array, a chunk or the number of files is beyond what any reader accepts.
+    """
+    evaluated = {branch for step in manifest.steps for branch in step.branches}
+    branches: tuple[Branch, ...] = tuple(branch for branch in BRANCHES if branch in evaluated)
+    steps, samples = {STEP: len(manifest.steps)}, {SAMPLE: len(manifest.labels)}
+    image = dict(zip((CHANNEL, Y, X), manifest.latent_shape, strict=True))
+    layout = Layout(
+        manifest=manifest,
+        branches=branches,
+        latents=_array("latents", steps | samples | image, "float32"),
+        final=_array("final", samples | image, "float32"),
+        stats={name: _statistic(name, manifest, len(branches)) for name in manifest.statistics},
+        qk=_qk(manifest, len(branches)) if manifest.qk_steps else {},
+    )
+    num_files = sum(spec.num_chunks for spec in layout.arrays) + len(manifest.labels)
+    if num_files > MAX_FILES:
+        raise BadRun(f"{num_files:,} files in one run", expected=f"at most {MAX_FILES:,}")
+    return layout
+
+
+def _statistic(name: str, manifest: RunManifest, num_branches: int) -> ArraySpec:
+    known = STATISTICS.get(name)
+    attributes = (
+        {"long_name": known.long_name, "units": known.unit, "formula": known.formula}
+        if known
+        else {}
+    )
+    sizes = (
+        len(manifest.steps),
+        num_branches,
+        len(manifest.labels),
+        len(manifest.sites),
+        max(site.heads for site in manifest.sites),
+    )
+    axes: dict[str, int] = dict(zip(STATISTIC_AXES, sizes, strict=True))
+    return _array(f"stats/{name}", axes, "float32", attributes)
+
+
+def _qk(manifest: RunManifest, num_branches: int) -> dict[str, ArraySpec]:
+    site, compute = manifest.sites[0], manifest.qk_dtype or "float32"
+    common = {
+        STEP: len(manifest.qk_steps),
+        BRANCH: num_branches,
+        SAMPLE: len(manifest.labels),
+        LAYER: len(manifest.sites),
+        HEAD: site.heads,
+    }
+    query, key, width = {QUERY: site.queries}, {KEY: site.keys}, {HEAD_WIDTH: site.head_width}
+    kept = {"steps": list(manifest.qk_steps), "numbers": compute}
+    stored = STORED_TYPE[compute]
+    return {
+        "q": _array("qk/q", common | query | width, stored, kept),
+        "k": _array("qk/k", common | key | width, stored, kept),
+        "lse": _array("qk/lse", common | query, "float32", {"steps": kept["steps"]}),
+    }
+
+
+def _array(
+    name: str, axes: Mapping[str, int], dtype: str, attributes: Mapping[str, object] | None = None
+) -> ArraySpec:
+    elements = math.prod(axes.values())
+    if elements > MAX_ELEMENTS:
+        raise BadRun(f"{elements:,} numbers", field=name, expected=f"at most {MAX_ELEMENTS:,}")
+    one_deep = {STEP, LAYER} if name.startswith("qk/") else {STEP}
+    chunks = {axis: 1 if axis in one_deep else size for axis, size in axes.items()}
+    row = math.prod(chunks.values()) // chunks[SAMPLE] * ITEM_BYTES[dtype]
+    if row > MAX_CHUNK_BYTES:
+        raise BadRun(
+            f"{row / 2**20:,.0f} MiB for one sample of one step",
+            field=name,
+            expected=f"at most {MAX_CHUNK_BYTES // 2**20} MiB",
+        )
+    chunks[SAMPLE] = _largest_divisor(axes[SAMPLE], max(1, SHARED_CHUNK_BYTES // row))
+    return ArraySpec(
+        name, tuple(axes), tuple(axes.values()), tuple(chunks.values()), dtype, attributes or {}
+    )
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    return max(d for d in range(1, min(number, limit) + 1) if number % d == 0)

@@ -1,0 +1,361 @@
+"""Opening a run: checked before anything is decoded, read-only, without torch."""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, SupportsIndex
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ditscope.core import strict_json
+from ditscope.core.axes import BRANCH, HEAD, KEY, LAYER, QUERY, SAMPLE, STEP, Branch, X, Y
+from ditscope.core.manifest import SCHEMA_VERSION, RunManifest, StepRecord
+from ditscope.core.sites import Site
+from ditscope.errors import BadRequest, BadRun, foreign, listed
+from ditscope.runs import invariants
+from ditscope.runs.arrays import check_array, check_group
+from ditscope.runs.attention_rows import Operands, columns, rows
+from ditscope.runs.files import RunFiles, read_regular
+from ditscope.runs.layout import (
+    COMPLETE,
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    MAX_SEAL_BYTES,
+    Layout,
+    layout_of,
+    seal_of,
+)
+from ditscope.runs.operands import OperandsCache, stored
+from ditscope.runs.replay import replay
+from ditscope.runs.target import interrupted_swap
+
+if TYPE_CHECKING:
+    import xarray
+
+    from ditscope.runs.verify import Verification
+
+Head = int | Literal["mean"]
+
+
+class Run:
+    """A recorded sampling. Nothing on disk is changed; bytes are checked whenever they are decoded.
+
+    `manifest` says what was run; `complete` is false for a run that was interrupted or is still
+    being written, of which only the committed steps are shown.
+    """
+
+    def __init__(self, path: Path, layout: Layout, *, complete: bool) -> None:
+        self.path = path
+        self.manifest = layout.manifest
+        self.complete = complete
+        self.layout = layout
+        self.files = RunFiles(path, layout.manifest.files)
+        self._operands = OperandsCache(self._load)
+
+    def __repr__(self) -> str:
+        state = "" if self.complete else f", partial: {len(self.steps)} steps are whole"
+        labels = listed((label.name for label in self.manifest.labels), 3)
+        return f"<Run {foreign(self.path)}: {labels}; {len(self.manifest.steps)} steps{state}>"
+
+    @property
+    def steps(self) -> tuple[StepRecord, ...]:
+        """The steps that are whole on disk, in the order in which they were sampled."""
+        return self.manifest.steps[: len(self.manifest.committed_steps)]
+
+    @property
+    def has_final(self) -> bool:
+        """Whether the sampling came to its end; only then there can be images."""
+        return self.layout.final_files[0] in self.manifest.files
+
+    @property
+    def has_images(self) -> bool:
+        """Whether there are pictures: not where nothing could decode the latents."""
+        return self.layout.image_files[0] in self.manifest.files
+
+    @cached_property
+    def stats(self) -> xarray.Dataset:
+        """Statistics of every head: (step, branch, sample, layer, head) float32.
+
+        NaN where a branch was not evaluated or a layer has fewer heads. Coordinates: `noise_level`
+        and `timestep` of a step, `site` of a layer, `label` of a sample. Raises BadRun.
+        """
+        from ditscope.runs import labelled
+
+        return labelled.statistics(self.files, self.layout, self.steps)
+
+    @cached_property
+    def latents(self) -> xarray.DataArray:
+        """Input of the network: (step, sample, channel, y, x) float32, read step by step."""
+        from ditscope.runs import labelled
+
+        return labelled.latents(self.files, self.layout, self.steps)
+
+    @cached_property
+    def final(self) -> xarray.DataArray:
+        """The latents after the last step: (sample, channel, y, x) float32. Raises BadRun."""
+        from ditscope.runs import labelled
+
+        if not self.has_final:
+            raise BadRun("a partial run has no final latents", file=self.path)
+        return labelled.final_latents(self.files, self.layout)
+
+    @cached_property
+    def images(self) -> xarray.DataArray:
+        """The pictures: (sample, y, x, channel) uint8. Raises BadRun, also if it has none."""
+        from ditscope.runs import labelled
+
+        if not self.has_images:
+            reason = "its latents could not be decoded" if self.has_final else "it is partial"
+            raise BadRun(f"has no images: {reason}", file=self.path)
+        pictures = [self.files.image(name) for name in self.layout.image_files]
+        if len({picture.shape for picture in pictures}) > 1:
+            raise BadRun("pictures of different sizes", file=self.path)
+        return labelled.images(np.stack(pictures), self.layout)
+
+    def attention(
+        self,
+        layer: int | str,
+        head: Head,
+        step: int,
+        query: tuple[int, int] | int,
+        sample: int = 0,
+        branch: Branch = "cond",
+    ) -> xarray.DataArray:
+        """Where one patch looks: (y, x) probabilities that sum to 1.
+
+        Exact: from stored Q, K and log-sum-exp where they were kept, else by running this one step
+        again (`attrs["source"]`: "stored" or "replayed"). Where a layer has tokens that are no
+        patches, their share is `attrs["outside_grid"]`; without any patches the axis is (key,).
+
+        Args:
+            layer: index or name of the site.
+            head: index, or "mean" over the heads of the layer.
+            step: index of the step.
+            query: (y, x) of a patch, or the index of a token.
+            sample: index of the sample.
+            branch: half of classifier-free guidance.
+
+        Raises:
+            BadRequest: an argument is out of range; the message names the range.
+            BadRun: what is stored is damaged.
+            ResourceError: a replay is needed, and torch is not installed.
+        """
+        call = self._call(layer, head, step, sample, branch)
+        token = _token(call.site, query, call.site.queries, QUERY)
+        found, error = rows(call.operands, call.heads, token)
+        place = {**call.place, QUERY: query, "row_sum_error": error}
+        return _on_grid(found.mean(axis=0), call.site, KEY, place)
+
+    def received(
+        self,
+        layer: int | str,
+        head: Head,
+        step: int,
+        key: tuple[int, int] | int,
+        sample: int = 0,
+        branch: Branch = "cond",
+    ) -> xarray.DataArray:
+        """Who looks at one patch: (y, x), the share of its attention that each patch gives to it.
+
+        Arguments and errors as for `attention`. The shares are of different rows and sum to nothing
+        in particular; 1 / number of keys is an even share.
+        """
+        call = self._call(layer, head, step, sample, branch)
+        token = _token(call.site, key, call.site.keys, KEY)
+        found = columns(call.operands, call.heads, token)
+        place = {**call.place, KEY: key, "long_name": "share of each patch's attention received"}
+        return _on_grid(found.mean(axis=0), call.site, QUERY, place)
+
+    def verify(self) -> Verification:
+        """Hash every file and check every number; what is wrong is listed, not raised."""
+        from ditscope.runs.verify import verify
+
+        return verify(self.files, self.layout)
+
+    def _load(self, step: int, branch: Branch, sample: int, layer: int) -> Operands:
+        if step in self.manifest.qk_steps:
+            return stored(self.files, self.layout, step, branch, sample, layer)
+        return replay(self, step=step, branch=branch, sample=sample, layer=layer)
+
+    def _call(self, layer: int | str, head: Head, step: int, sample: int, branch: Branch) -> _Call:
+        """One attention call of one sample, its arguments checked against what the run holds."""
+        site = self._site(layer)
+        step = _index(STEP, step, len(self.steps))
+        evaluated = self.manifest.steps[step].branches
+        if branch not in evaluated:
+            raise BadRequest(
+                f"{foreign(branch)} was not evaluated at step {step}",
+                field=BRANCH,
+                expected=listed(evaluated),
+            )
+        sample = _index(SAMPLE, sample, len(self.manifest.labels))
+        if head == "mean":
+            heads = slice(None)
+        else:
+            head = _index(HEAD, head, site.heads, 'or "mean"')
+            heads = slice(head, head + 1)
+        operands = self._operands.get(step, branch, sample, site.index)
+        place = {
+            LAYER: site.index,
+            "site": site.name,
+            HEAD: head,
+            STEP: step,
+            BRANCH: branch,
+            SAMPLE: sample,
+            "source": operands.source,
+        }
+        return _Call(site, heads, operands, place)
+
+    def _site(self, layer: int | str) -> Site:
+        sites = self.manifest.sites
+        if not isinstance(layer, str):
+            return sites[_index(LAYER, layer, len(sites))]
+        named = [site for site in sites if site.name == layer]
+        if len(named) != 1:
+            raise BadRequest(
+                f"{len(named)} sites are called {foreign(repr(layer))}",
+                field=LAYER,
+                expected=f"an index, or one of {listed(site.name for site in sites)}",
+            )
+        return named[0]
+
+
+def open_run(path: str | os.PathLike[str], allow_partial: bool = False) -> Run:
+    """The run in the directory `path`, after its manifest, files and array shapes are checked.
+
+    Args:
+        path: the run directory.
+        allow_partial: open a run that was interrupted, or is still being written, too; it shows
+            the steps that are whole.
+
+    Raises:
+        BadRun: no run, a partial one, made by a newer version, damaged, or not what a run may be.
+    """
+    folder = Path(path)
+    folder = interrupted_swap(folder) or folder
+    if not folder.is_dir():
+        problem = "is not a folder" if os.path.lexists(folder) else "does not exist"
+        raise BadRun(problem, file=folder, expected="a run directory")
+    # The seal first: a writer that completes the run meanwhile changes run.json before sealing it.
+    seal = folder / COMPLETE
+    complete = os.path.lexists(seal)
+    sealed = read_regular(seal, MAX_SEAL_BYTES) if complete else b""
+    data = read_regular(folder / MANIFEST, MAX_MANIFEST_BYTES)
+    if complete and sealed != seal_of(data):
+        raise BadRun(f"does not hold the digest of {MANIFEST}: one of them was changed", file=seal)
+    layout = layout_of(_manifest(data, folder / MANIFEST))
+    committed, total = len(layout.manifest.committed_steps), len(layout.manifest.steps)
+    if not committed or (complete and committed < total):
+        raise BadRun(f"{committed} of {total} steps are whole", file=folder)
+    if not complete and not allow_partial:
+        raise BadRun(
+            f"a partial run: {committed} of {total} steps are whole, and it is not sealed",
+            file=folder,
+            fix="open_run(..., allow_partial=True), or --allow-partial, shows the whole steps",
+        )
+    run = Run(folder, layout, complete=complete)
+    _check_files(run)
+    return run
+
+
+def _manifest(data: bytes, file: Path) -> RunManifest:
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise BadRun(f"larger than {MAX_MANIFEST_BYTES:,} bytes", file=file)
+    tree = strict_json.parse(data, file=file, error=BadRun)
+    version = tree.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        versions = tree.get("versions")
+        maker = versions.get("ditscope", "?") if isinstance(versions, dict) else "?"
+        raise BadRun(
+            f"made by ditscope {foreign(maker)}, schema version {version}; this ditscope reads "
+            f"up to {SCHEMA_VERSION}",
+            file=file,
+            field="schema_version",
+            fix="update ditscope",
+        )
+    manifest = strict_json.validated(RunManifest, tree, file=file, error=BadRun)
+    invariants.check(manifest, str(file))
+    return manifest
+
+
+def _check_files(run: Run) -> None:
+    """Every file that the run consists of is listed, there, and of its size; arrays are ours."""
+    listed_files = run.manifest.files.keys()
+    expected = run.layout.files(len(run.steps))
+    expected += run.layout.final_files if run.complete or run.has_final else []
+    expected += run.layout.image_files if run.has_images else []
+    strange = listed_files - set(expected)
+    missing = [name for name in expected if name not in listed_files]
+    if strange or missing:
+        problem = f"does not list {listed(missing)}" if missing else f"lists {listed(strange)}"
+        raise BadRun(problem, file=run.path / MANIFEST, field="files")
+    for error in run.files.missing():
+        raise error
+    for name in run.layout.group_files:
+        file = run.path / name
+        check_group(strict_json.parse(run.files.read(name), file=file, error=BadRun), str(file))
+    for spec in run.layout.arrays:
+        file = run.path / spec.metadata_file
+        found = strict_json.parse(run.files.read(spec.metadata_file), file=file, error=BadRun)
+        check_array(found, spec, str(file))
+
+
+@dataclass(frozen=True)
+class _Call:
+    site: Site
+    heads: slice
+    operands: Operands
+    place: dict[str, object]
+
+
+def _index(name: str, value: SupportsIndex, count: int, others: str = "") -> int:
+    try:
+        index = operator.index(value)
+    except TypeError:
+        index = -1
+    if not 0 <= index < count:
+        expected = f"an index from 0 to {count - 1}" if count else f"a run with a {name}"
+        raise BadRequest(
+            f"{name} {foreign(value)}", field=name, expected=f"{expected} {others}".rstrip()
+        )
+    return index
+
+
+def _token(site: Site, place: tuple[int, int] | int, count: int, axis: str) -> int:
+    if not isinstance(place, Sequence):
+        return _index(axis, place, count)
+    if site.grid is None:
+        raise BadRequest(
+            f"{site.name} has no known patches", field=axis, expected="the index of a token"
+        )
+    try:
+        y, x = (operator.index(part) for part in place)
+        return site.grid.token(y, x)
+    except (TypeError, ValueError, IndexError):
+        raise BadRequest(
+            f"patch {foreign(place)}",
+            field=axis,
+            expected=f"(y, x) from (0, 0) to {(site.grid.height - 1, site.grid.width - 1)}",
+        ) from None
+
+
+def _on_grid(
+    values: NDArray[np.float32], site: Site, axis: str, place: dict[str, object]
+) -> xarray.DataArray:
+    import xarray
+
+    attributes = {"long_name": "attention probability", **place}
+    if site.grid is None:
+        return xarray.DataArray(values, dims=(axis,), attrs=attributes, name="attention")
+    grid = site.grid
+    patches = values[grid.start : grid.start + grid.count].reshape(grid.height, grid.width)
+    if grid.count < len(values):
+        attributes["outside_grid"] = float(values.sum() - patches.sum())
+    coords = {Y: np.arange(grid.height), X: np.arange(grid.width)}
+    return xarray.DataArray(patches, coords, (Y, X), name="attention", attrs=attributes)

@@ -1,0 +1,172 @@
+"""Looking at every byte and number of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from ditscope.core.axes import Branch
+from ditscope.core.statistics import STATISTICS
+from ditscope.errors import BadRun
+from ditscope.runs.arrays import ArraySpec
+from ditscope.runs.attention_rows import rows
+from ditscope.runs.files import RunFiles
+from ditscope.runs.layout import Layout
+from ditscope.runs.operands import stored
+
+CHECKED_ROWS = 32
+BOUND_SLACK = 0.01
+"""Share of a statistic's range by which the rounding of a kernel may carry it outside."""
+
+Check = Callable[[], Iterator[str]]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `Run.verify` found. `problems` is empty if every file and invariant is right."""
+
+    problems: tuple[str, ...]
+    num_files: int
+    num_bytes: int
+    num_rows: int  # stored attention rows that were rebuilt and summed
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+def verify(files: RunFiles, layout: Layout) -> Verification:
+    """Hash and decode every listed file, and check what its numbers must satisfy.
+
+    Latents are finite. Statistics are within their bounds where a branch was evaluated, NaN where
+    not. Images decode to one size. For a choice of stored queries the attention sums to one.
+    Damage is listed, never raised.
+    """
+    problems: list[str] = []
+    places = _row_places(layout)
+    for check in _checks(files, layout, places):
+        try:
+            problems += check()
+        except BadRun as error:
+            problems.append(str(error))
+    return Verification(
+        problems=tuple(dict.fromkeys(problems)),  # one damaged chunk may fail several checks
+        num_files=len(files.records),
+        num_bytes=sum(record.size for record in files.records.values()),
+        num_rows=len(places),
+    )
+
+
+class _Place(NamedTuple):
+    step: int
+    branch: Branch
+    sample: int
+    layer: int
+    head: int
+    query: int
+
+
+def _checks(files: RunFiles, layout: Layout, places: list[_Place]) -> Iterator[Check]:
+    for name in (*layout.group_files, *(spec.metadata_file for spec in layout.arrays)):
+        yield partial(_unchanged, files, name)
+    for step in layout.manifest.committed_steps:
+        yield from _step_checks(files, layout, step)
+    for place in places:
+        yield partial(_sums_to_one, files, layout, place)
+    for name in layout.final_files:
+        if name in files.records:
+            yield partial(_finite, files, layout.final, name)
+    sizes: set[tuple[int, ...]] = set()
+    for name in layout.image_files:
+        if name in files.records:
+            yield partial(_one_size, files, name, sizes)
+
+
+def _step_checks(files: RunFiles, layout: Layout, step: int) -> Iterator[Check]:
+    for name in layout.latents.chunk_files(step=step):
+        yield partial(_finite, files, layout.latents, name)
+    for statistic, spec in layout.stats.items():
+        for name in spec.chunk_files(step=step):
+            yield partial(_in_bounds, files, layout, statistic, step, name)
+    if step in layout.manifest.qk_steps:
+        position = layout.manifest.qk_steps.index(step)
+        for spec in layout.qk.values():
+            for name in spec.chunk_files(step=position):
+                yield partial(_decodes, files, spec, name)
+
+
+def _unchanged(files: RunFiles, name: str) -> Iterator[str]:
+    files.read(name)
+    yield from ()
+
+
+def _decodes(files: RunFiles, spec: ArraySpec, name: str) -> Iterator[str]:
+    files.chunk(spec, name)
+    yield from ()
+
+
+def _finite(files: RunFiles, spec: ArraySpec, name: str) -> Iterator[str]:
+    if not np.isfinite(files.chunk(spec, name)).all():
+        yield f"{files.root / name}: NaN or Inf in {spec.name}"
+
+
+def _in_bounds(
+    files: RunFiles, layout: Layout, statistic: str, step: int, name: str
+) -> Iterator[str]:
+    block = files.chunk(layout.stats[statistic], name)[0]  # (branch, sample, layer, head)
+    if statistic not in STATISTICS:
+        return
+    for branch, values in zip(layout.branches, block, strict=True):
+        evaluated = branch in layout.manifest.steps[step].branches
+        for site in layout.manifest.sites:
+            maximum = STATISTICS[statistic].maximum(site)
+            count = site.heads if evaluated and not math.isnan(maximum) else 0
+            heads, beyond = values[:, site.index, :count], values[:, site.index, count:]
+            where = f"{files.root / name}: {statistic} of {branch}, {site.name}, step {step}"
+            slack = BOUND_SLACK * maximum
+            if not ((heads >= -slack) & (heads <= maximum + slack)).all():
+                yield f"{where}: a value outside 0 to {maximum:.4g}"
+            if not np.isnan(beyond).all():
+                yield f"{where}: a value where nothing was measured"
+
+
+def _sums_to_one(files: RunFiles, layout: Layout, place: _Place) -> Iterator[str]:
+    operands = stored(files, layout, place.step, place.branch, place.sample, place.layer)
+    try:
+        rows(operands, slice(place.head, place.head + 1), place.query)
+    except BadRun as error:
+        yield f"{files.root}: step {place.step}, {place.branch}, layer {place.layer}: {error}"
+
+
+def _one_size(files: RunFiles, name: str, sizes: set[tuple[int, ...]]) -> Iterator[str]:
+    sizes.add(files.image(name).shape)
+    if len(sizes) > 1:
+        yield f"{files.root / name}: pictures of different sizes"
+
+
+def _row_places(layout: Layout) -> list[_Place]:
+    """Some stored queries, the same ones each time."""
+    manifest, random = layout.manifest, np.random.default_rng(0)
+    steps = [step for step in manifest.qk_steps if step in manifest.committed_steps]
+    places = []
+    for _ in range(CHECKED_ROWS if steps else 0):
+        step = int(random.choice(steps))
+        branches = manifest.steps[step].branches
+        site = manifest.sites[random.integers(len(manifest.sites))]
+        places.append(
+            _Place(
+                step=step,
+                branch=branches[random.integers(len(branches))],
+                sample=int(random.integers(len(manifest.labels))),
+                layer=site.index,
+                head=int(random.integers(site.heads)),
+                query=int(random.integers(site.queries)),
+            )
+        )
+    return places

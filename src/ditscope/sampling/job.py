@@ -1,0 +1,127 @@
+"""What will be drawn, with every choice made: known, and checked, before anything is computed."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+
+from ditscope.core.labels import find_class
+from ditscope.core.statistics import STATISTICS
+from ditscope.diffusion import sampler
+from ditscope.diffusion.noise import sample_seed
+from ditscope.diffusion.schedule import SamplerPlan
+from ditscope.errors import BadRequest, foreign, listed
+from ditscope.pipeline import Pipeline
+
+
+class Settings(BaseModel):
+    """How to sample. None means the default of the pipeline or of its noise process."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    steps: PositiveInt | str | None = None  # solver steps, or the name of a respacing (DDPM)
+    sampler: str | None = None
+    cfg_scale: float | None = Field(default=None, ge=0)
+    cfg_channels: PositiveInt | None = None  # None: all; 3 is the published legacy choice
+    cfg_interval: tuple[float, float] | None = None  # noise levels where guidance is on
+    eta: float = Field(default=0.0, ge=0, le=1)  # ddim only
+    clip_denoised: bool = False
+    seed: NonNegativeInt = 0
+    batch_size: PositiveInt = 8  # samples that go through the network together
+    statistics: tuple[str, ...] = tuple(STATISTICS)  # of a recorded run
+    qk_steps: tuple[NonNegativeInt, ...] = ()  # evaluations whose Q, K and log-sum-exp are stored
+
+
+@dataclass(frozen=True)
+class Job:
+    """One sampling: a pipeline, a class per sample, and settings without open choices."""
+
+    pipe: Pipeline
+    settings: Settings
+    classes: tuple[int, ...]  # one per sample
+    plan: SamplerPlan
+    cfg_scale: float
+
+    @property
+    def batches(self) -> tuple[tuple[int, ...], ...]:
+        """Which samples go through the network together: fixed by index."""
+        size, count = self.settings.batch_size, len(self.classes)
+        return tuple(tuple(range(i, min(i + size, count))) for i in range(0, count, size))
+
+    @property
+    def sample_seeds(self) -> tuple[int, ...]:
+        """The seed of every sample, a function of the run's seed and the sample's index."""
+        return tuple(sample_seed(self.settings.seed, index) for index in range(len(self.classes)))
+
+
+def make_job(
+    pipe: Pipeline, labels: Sequence[str | int], settings: dict[str, object]
+) -> Job:
+    """Check everything that can be checked without computing.
+
+    Raises:
+        BadRequest: no label, an unknown class, setting, sampler or statistic, or a value out of range.
+    """
+    chosen = _settings(settings)
+    if isinstance(labels, str) or not labels:
+        raise BadRequest(f"found {foreign(repr(labels))}", field="labels", expected="a list of classes")
+    classes = tuple(find_class(label, pipe.labels) for label in labels)
+    steps = chosen.steps if chosen.steps is not None else pipe.defaults.steps
+    name = chosen.sampler if chosen.sampler is not None else pipe.defaults.sampler
+    scale = chosen.cfg_scale if chosen.cfg_scale is not None else pipe.defaults.cfg_scale
+    plan = sampler.plan(
+        pipe.process, name, steps, eta=chosen.eta, clip_denoised=chosen.clip_denoised
+    )
+    _check_guidance(pipe, chosen, scale)
+    _check_known("statistics", chosen.statistics, tuple(STATISTICS))
+    _check_known("qk_steps", chosen.qk_steps, range(len(plan.evaluations)))
+    return Job(pipe, chosen, classes, plan, scale)
+
+
+def _settings(given: dict[str, object]) -> Settings:
+    unknown = sorted(given.keys() - Settings.model_fields.keys())
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], Settings.model_fields, n=1)
+        raise BadRequest(
+            f"there is no setting {foreign(unknown[0])!r}",
+            fix=f"did you mean {near[0]!r}?" if near else f"settings: {', '.join(Settings.model_fields)}",
+        )
+    try:
+        return Settings.model_validate(given)
+    except ValidationError as reason:
+        first = reason.errors()[0]
+        raise BadRequest(
+            f"found {foreign(repr(first['input']))}: {first['msg']}", field=str(first["loc"][0])
+        ) from None
+
+
+def _check_guidance(pipe: Pipeline, settings: Settings, scale: float) -> None:
+    channels = settings.cfg_channels
+    if channels is not None and channels > pipe.latent_shape[0]:
+        raise BadRequest(
+            f"found {channels}", field="cfg_channels", expected=f"1 to {pipe.latent_shape[0]}"
+        )
+    if settings.cfg_interval is not None:
+        low, high = settings.cfg_interval
+        if not 0 <= low <= high <= 1:
+            raise BadRequest(
+                f"found {low:g} to {high:g}", field="cfg_interval", expected="0 <= low <= high <= 1"
+            )
+    if scale != 1 and pipe.model.config.class_dropout_prob == 0:
+        raise BadRequest(
+            f"guidance {scale:g} needs an unconditional branch, and this network was trained without",
+            field="cfg_scale",
+            expected="1",
+        )
+
+
+def _check_known(field: str, asked: Sequence[object], known: Sequence[object]) -> None:
+    strange = [item for item in asked if item not in known]
+    if strange:
+        expected = f"0 to {len(known) - 1}" if isinstance(known, range) else listed(known)
+        raise BadRequest(f"found {listed(strange)}", field=field, expected=expected)
+    if len(set(asked)) < len(asked):
+        raise BadRequest("names one twice", field=field)

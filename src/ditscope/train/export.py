@@ -1,0 +1,58 @@
+"""From a training folder to a pipeline folder that `ditscope.load` reads: the EMA weights draw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ditscope.core.atomic import new_folder
+from ditscope.core.pipeline_config import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    PipelineConfig,
+    write_pipeline_config,
+)
+from ditscope.core.strict_json import read, validated
+from ditscope.data.scenes import EmojiScenes
+from ditscope.errors import BadCheckpoint
+from ditscope.model.weights import save_weights
+from ditscope.train.checkpoint import newest_checkpoint
+from ditscope.train.config import TrainConfig
+
+REPLACEABLE = frozenset({CONFIG_FILE, WEIGHTS_FILE})
+DEFAULTS: dict[str, object] = {"steps": 50, "cfg_scale": 4.0}
+
+
+def export(training: Path, destination: Path, *, overwrite: bool = False) -> PipelineConfig:
+    """Write the newest checkpoint that verifies, bfloat16, as a pipeline folder.
+
+    Raises:
+        BadCheckpoint: there is no whole checkpoint, or it is still in its coarse stage.
+        BadRequest: the destination exists and may not be replaced.
+        ResourceError: it cannot be written.
+    """
+    config = validated(TrainConfig, read(training / "config.json"), file=training / "config.json")
+    checkpoint, damaged = newest_checkpoint(training)
+    if checkpoint is None:
+        problem = f"no whole checkpoint; {damaged[0]}" if damaged else "no checkpoint"
+        raise BadCheckpoint(problem, file=training)
+    if checkpoint.step <= config.coarse_steps:
+        problem = f"step {checkpoint.step} is in the coarse stage (to step {config.coarse_steps})"
+        raise BadCheckpoint(problem, file=training, fix="train on, then export")
+    described = PipelineConfig(
+        model=config.model.model_dump(mode="json"),
+        process=config.process.model_dump(mode="json"),
+        codec={"kind": "rgb"},
+        labels=EmojiScenes.class_names,
+        defaults=DEFAULTS,
+        training={
+            **config.model_dump(mode="json", exclude={"model", "process"}),
+            "step": checkpoint.step,
+            "pictures": checkpoint.pictures,
+        },
+    )
+    with new_folder(destination, replaceable=REPLACEABLE if overwrite else None) as beside:
+        save_weights(beside / WEIGHTS_FILE, checkpoint.ema, dtype=torch.bfloat16)
+        write_pipeline_config(beside, described)
+    return described

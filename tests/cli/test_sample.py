@@ -1,0 +1,157 @@
+"""`ditscope sample`: what it makes, and what it refuses before it computes anything."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from ditscope.runs.reader import open_run
+
+
+@pytest.fixture
+def sample(cli, pipeline_folder, tmp_path, monkeypatch):
+    """`ditscope sample` with the small pipeline, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments, model=pipeline_folder):
+        return cli("sample", "--model", str(model), "--dtype", "float32", *arguments)
+
+    return call
+
+
+def test_records_a_run_and_says_where(sample, tmp_path):
+    code, out, err = sample(
+        *("--class", "owl", "--class", "2", "--num-samples", "3", "--steps", "4"),
+        *("--attention-debug", "--out", "owls", "--json"),
+    )
+    assert (code, err) == (0, "")
+    said = json.loads(out)
+    run = open_run(said["run"])
+    assert run.path == tmp_path / "owls"
+    assert [label.name for label in run.manifest.labels] == ["owl", "castle", "owl"]
+    assert run.stats["entropy"].sizes == {
+        "step": 4, "branch": 2, "sample": 3, "layer": 2, "head": 2,
+    }  # fmt: skip
+    assert all(os.path.getsize(picture) for picture in said["pictures"])
+    assert sorted(os.listdir()) == ["owls"]  # nothing else is left lying about
+
+
+def test_same_seed_same_bits_with_and_without_attention(sample):
+    common = ("--num-samples", "2", "--steps", "3", "--seed", "5")
+    assert sample(*common, "--out", "plain").code == 0
+    assert sample(*common, "--out", "watched", "--attention-debug", "--qk-steps", "1").code == 0
+    plain, watched = open_run("plain"), open_run("watched")
+    assert np.array_equal(plain.final, watched.final)
+    assert sample(*common[:-1], "6", "--out", "other").code == 0
+    assert not np.array_equal(plain.final, open_run("other").final)
+
+
+def test_names_a_new_folder_each_time(sample):
+    for _ in range(2):
+        assert sample("--class", "owl", "--steps", "1").code == 0
+    assert sorted(os.listdir("runs")) == ["owl-1", "owl-2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--class", "dog fase"], 2, "dog face"),
+        (["--class", "99"], 2, "99"),
+        (["--class", ""], 2, "class"),
+        (["--class", "x" * 100_000], 2, "class"),
+        (["--class", "[red]\x1b]0;owned\x07"], 2, r"\u001b]0;owned\u0007"),
+        (["--steps", "0"], 2, "steps"),
+        (["--steps", "lots"], 2, "steps"),
+        (["--sampler", "dpm"], 2, "dpm++"),
+        (["--sampler", "ddpm"], 2, "ddpm"),  # of another noise process
+        (["--cfg-scale", "nan"], 2, "cfg_scale"),
+        (["--cfg-scale", "-1"], 2, "cfg_scale"),
+        (["--cfg-channels", "9"], 2, "cfg_channels"),
+        (["--cfg-interval", "0.9", "0.1"], 2, "cfg_interval"),
+        (["--seed", "-1"], 2, "seed"),
+        (["--batch-size", "0"], 2, "batch"),
+        (["--num-samples", "0"], 2, "--num-samples"),
+        (["--qk-steps", "99", "--steps", "2"], 2, "qk"),
+        (["--dtype", "float8"], 2, "bfloat16"),
+        (["--device", "nonsense"], 2, "device"),
+    ],
+    ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else None,
+)
+def test_refuses_and_leaves_nothing(sample, arguments, code, words):
+    result = sample(*arguments)
+    assert (result.code, result.out) == (code, "")
+    assert result.err.startswith("error: ")
+    assert words in result.err
+    assert len(result.err) < 2000
+    assert not os.path.exists("runs") or os.listdir("runs") == []
+
+
+def test_cuda_that_is_not_there(sample, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    result = sample("--device", "cuda")
+    assert result.code == 4
+    assert "`cpu` works" in result.err
+
+
+def test_a_run_is_replaced_only_on_request(sample):
+    assert sample("--steps", "1", "--seed", "1", "--out", "run").code == 0
+    before = open_run("run").final
+    refused = sample("--steps", "1", "--seed", "2", "--out", "run")
+    assert refused.code == 4
+    assert "run" in refused.err
+    assert np.array_equal(open_run("run").final, before)
+    assert sample("--steps", "1", "--seed", "2", "--out", "run", "--overwrite").code == 0
+    assert not np.array_equal(open_run("run").final, before)
+
+
+@pytest.mark.parametrize("place", ["missing/run", "file", "full", "locked/run"])
+def test_a_place_that_cannot_be_written_is_known_before_loading(sample, tmp_path, place):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    (tmp_path / "locked").mkdir(mode=0o500)
+    if place == "locked/run" and os.access(tmp_path / "locked", os.W_OK):
+        pytest.skip("the superuser may write anywhere")
+    result = sample("--out", place, "--overwrite", model="no-such-model")
+    assert result.code == 4
+    assert place.split("/")[0] in result.err
+    assert (tmp_path / "file").read_text() == "mine"
+    assert (tmp_path / "full" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("model", ["no-such-model", "emojis", "DiT-XL/2"])
+def test_a_model_that_is_not_there(sample, model):
+    result = sample(model=model)
+    assert result.code == 2
+    assert model in result.err
+
+
+def test_json_error(sample):
+    result = sample("--class", "dog fase", "--json")
+    assert (result.code, result.out) == (2, "")
+    assert json.loads(result.err)["error"] == "BadRequest"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_the_whole_steps(pipeline_folder, tmp_path, number, code):
+    run = tmp_path / "run"
+    line = [sys.executable, "-m", "ditscope", "sample", "--model", str(pipeline_folder)]
+    line += ["--steps", "100000", "--dtype", "float32", "--out", str(run)]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        while not run.exists() and process.poll() is None:  # it appears with its first whole step
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert b"Traceback" not in err
+    partial = open_run(run, allow_partial=True)
+    assert not partial.complete
+    assert 1 <= len(partial.manifest.committed_steps) < 100_000
+    partial.verify()
+    assert os.listdir(tmp_path) == ["run"]
