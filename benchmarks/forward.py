@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from pathlib import Path
 
 import torch
 
 from benchmarks.paired import paired
-from ditscope.model.diffusers_format import load_in_diffusers, save_diffusers
+from ditscope.model.diffusers_format import export_diffusers, load_in_diffusers
 from ditscope.model.dit import build
+from ditscope.model.weights import ModelWeights
 
 BATCH = 2
 
@@ -23,7 +25,7 @@ def main(pairs: int) -> None:
         if parameter.requires_grad:
             parameter.normal_(std=0.02)
     with tempfile.TemporaryDirectory() as folder:
-        save_diffusers(Path(folder) / "peer", ours.config, ours.state_dict())
+        export_diffusers(ModelWeights(ours.config, ours.state_dict()), Path(folder) / "peer")
         peer = load_in_diffusers(Path(folder) / "peer").eval()
     x = torch.randn(BATCH, 4, 32, 32)
     t, y = torch.tensor([500, 20]), torch.tensor([1, 2])
@@ -31,7 +33,7 @@ def main(pairs: int) -> None:
     theirs = peer(x, timestep=t, class_labels=y).sample
     error = (theirs - reference).abs().max() / reference.abs().max()
     print(f"  same numbers: largest difference {error:.1e} of the largest output (float32)")
-    fast, fast_peer = build_like(ours), peer_like(peer)
+    fast, fast_peer = copy.deepcopy(ours).bfloat16(), copy.deepcopy(peer).bfloat16()
     low = x.bfloat16()
     alternatives = {
         "diffusers float32": lambda: peer(x, timestep=t, class_labels=y),

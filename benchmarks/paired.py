@@ -1,4 +1,4 @@
-"""Timing that holds on a noisy machine: alternatives in turn, A B A B, and the ratio of each pair."""
+"""Timing that holds on a noisy machine: alternatives in turn, and the ratio of each pair."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Ratio:
 
 
 def paired(alternatives: dict[str, Callable[[], object]], pairs: int) -> list[Ratio]:
-    """Time every alternative `pairs` times in turn, after one warm-up each; the first is the baseline."""
+    """Time every alternative `pairs` times in turn, after a warm-up; the first is the baseline."""
     for run in alternatives.values():
         run()
     times: dict[str, list[float]] = {name: [] for name in alternatives}

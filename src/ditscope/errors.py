@@ -7,7 +7,7 @@
     │   ├── BadRun                3
     │   ├── BadConfig             2
     │   └── BadRequest            2   an argument of a command or call
-    ├── NothingWatched            3   the census and the run disagree, or there is no attention to see
+    ├── NothingWatched            3   census and run disagree, or there is no attention to see
     ├── ResourceError             4   disk, memory, port, device, missing extra
     └── NumericalError            5   NaN or Inf where numbers were expected
 
@@ -30,7 +30,7 @@ EXIT_SIGINT, EXIT_SIGPIPE, EXIT_SIGTERM = 130, 141, 143
 
 
 def foreign(text: object, limit: int = MAX_FOREIGN_TEXT) -> str:
-    """Text from a file or a user, safe to show: control and bidi characters escaped, cut at `limit`."""
+    """Text from outside, safe to show: control and bidi characters escaped, cut at `limit`."""
     shown = "".join(
         character if unicodedata.category(character)[0] != "C" else f"\\u{ord(character):04x}"
         for character in str(text)
@@ -46,7 +46,7 @@ def listed(items: Iterable[object], limit: int = MAX_LISTED) -> str:
 
 
 class DitscopeError(Exception):
-    """Base of all typed errors. `problem` says what was found; the keywords say where and what to do."""
+    """Base of all typed errors. `problem`: what was found; the keywords: where, and what to do."""
 
     exit_code = EXIT_BUG
 

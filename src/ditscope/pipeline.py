@@ -54,10 +54,14 @@ class Defaults(BaseModel):
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Network, noise process, codec and class names. `source` is what `load` was given."""
+    """Network, noise process, codec and class names.
+
+    `source` and `weights` find it again: a bundled name or absolute paths.
+    """
 
     name: str
     source: str
+    weights: str | None
     model: DiT
     process: Process
     codec: Codec
@@ -92,7 +96,11 @@ class Pipeline:
 
         Raises ResourceError if there is no such device.
         """
-        if device is not None and torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        if (
+            device is not None
+            and torch.device(device).type == "cuda"
+            and not torch.cuda.is_available()
+        ):
             raise ResourceError("there is no CUDA device", field="device", fix="`cpu` works")
         kind = None if dtype is None else getattr(torch, dtype)
         return replace(self, model=self.model.to(device=device, dtype=kind))
@@ -132,6 +140,7 @@ def load(
     pipeline = Pipeline(
         name=str(source) if str(source) in BUNDLED else Path(source).stem or str(source),
         source=str(source) if str(source) in BUNDLED else str(place.resolve()),
+        weights=None if weights is None else str(Path(weights).resolve()),
         model=found.weights.build(file=weights or place),
         process=_process(found.config.process, file),
         codec=codec(found.config.codec, place if place.is_dir() else place.parent),
@@ -154,7 +163,11 @@ def bundled_folder(name: str) -> Path:
 def default_dtype(device: str) -> DType:
     """bfloat16 where it is fast (CUDA, or a CPU with AMX tiles), else float32."""
     if torch.device(device).type == "cuda":
-        return "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
+        return (
+            "bfloat16"
+            if torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+            else "float32"
+        )
     has_tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     return "bfloat16" if has_tiles() else "float32"
 
@@ -177,13 +190,16 @@ def _locate(source: str | os.PathLike[str]) -> Path:
         return place
     if str(source) in VARIANTS:
         raise BadRequest(
-            f"{source} is a published size, not weights", field="model",
-            fix=f"give the file or folder with its weights, or build an untrained one: ditscope.build({str(source)!r})",
+            f"{source} is a published size, not weights",
+            field="model",
+            fix="give the file or folder of its weights; `ditscope.build` makes untrained ones",
         )
     near = difflib.get_close_matches(str(source), BUNDLED, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"bundled: {', '.join(BUNDLED)}"
     raise BadRequest(
-        f"{foreign(source)!r} is neither a bundled model nor a path that exists", field="model", fix=hint
+        f"{foreign(source)!r} is neither a bundled model nor a path that exists",
+        field="model",
+        fix=hint,
     )
 
 

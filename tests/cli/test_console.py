@@ -26,6 +26,11 @@ def test_table_aligns_numbers_and_obeys_no_text(capsys):
     assert len({len(line.rstrip()) for line in lines}) == 1  # flush right
 
 
+def test_rows_are_not_folded_for_a_pipe(capsys):
+    print_table(["name", "note"], [["a" * 70, "b " * 70]])
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
 def test_table_may_be_empty(capsys):
     print_table(["name", "size"], [])
     assert capsys.readouterr().out.split() == ["name", "size"]

@@ -12,9 +12,7 @@ import ditscope
 from tests.contracts.tree import ROOT, parsed, python_files
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-IMPORTED_AS = {"huggingface-hub": "huggingface_hub", "pillow": "PIL"}
-FLOORS_ONLY = {"numcodecs"}
-"""Declared for the sake of a floor; another dependency brings them."""
+IMPORTED_AS = {"google-crc32c": "google_crc32c", "pillow": "PIL"}
 
 
 def name_of(requirement):
@@ -38,7 +36,7 @@ def imported():
 
 
 def test_dependencies_are_those_imported():
-    assert {IMPORTED_AS.get(name, name) for name in declared() - FLOORS_ONLY} == imported()
+    assert {IMPORTED_AS.get(name, name) for name in declared()} == imported()
 
 
 def test_constraints_pin_every_dependency():

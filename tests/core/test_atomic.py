@@ -47,9 +47,10 @@ def test_a_folder_is_replaced_only_where_every_file_is_ours(tmp_path):
     with new_folder(target, replaceable={"config.json"}) as beside:
         (beside / "config.json").write_text("new")
     assert (target / "config.json").read_text() == "new"
-    (target / "thesis.tex").touch()
+    (target / "sub").mkdir()
+    (target / "sub" / "config.json").touch()
     with (
-        pytest.raises(BadRequest, match=r"thesis\.tex"),
+        pytest.raises(BadRequest, match=r"would be lost: sub/config\.json"),
         new_folder(target, replaceable={"config.json"}),
     ):
         pytest.fail("the block ran")

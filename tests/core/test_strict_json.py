@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import pytest
 from hypothesis import given
@@ -70,10 +71,13 @@ def test_any_bytes_are_read_or_refused_with_a_typed_error(data):
 def test_files_that_cannot_be_read_are_refused_by_name(tmp_path):
     empty, large = tmp_path / "empty.json", tmp_path / "large.json"
     empty.touch()
+    pipe = tmp_path / "pipe.json"
+    os.mkfifo(pipe)
     large.write_bytes(b"{" + b" " * 100 + b"}")
     for path, problem in (
         (tmp_path / "none.json", "No such file"),
-        (tmp_path, "directory"),
+        (tmp_path, "not a regular file"),
+        (pipe, "not a regular file"),
         (empty, "empty file"),
         (large, "larger than 50 bytes"),
     ):

@@ -99,12 +99,12 @@ def locate(
         layer = patched[len(patched) // 2]
     if head is None:
         layer, head = selective_head(run, record.index, sample, branch, layer)
-        reasons.append("Head chosen by rule: the most selective of those that look far.")
+        reasons.append("Head chosen by rule: the most focused of those that look far.")
     assert layer is not None
     head = _checked_head(run, layer, head)
     if query is None:
         query = object_patch(finished_picture(run, sample)[0], grid_of(run, layer))
-        reasons.append("Patch chosen by rule: the least like the picture's border.")
+        reasons.append("Patch chosen by rule: amid what stands out from the picture's border.")
     query = _checked_query(run, layer, query)
     return Place(layer, head, record.index, query, sample, branch, tuple(reasons))
 

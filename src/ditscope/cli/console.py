@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 MAX_LINE = 2000
+UNFOLDED = 10_000
+"""Width of a table that another program reads: one line per row."""
 
 
 def _console(*, stderr: bool) -> Console:
@@ -58,7 +60,10 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in cells:
         table.add_row(*(Text(foreign(cell)) for cell in row))
-    results().print(table)
+    console = results()
+    if not console.is_terminal:
+        console.width = UNFOLDED
+    console.print(table)
 
 
 def progress() -> Progress:

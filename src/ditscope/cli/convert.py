@@ -85,9 +85,10 @@ def _refuse_overlap(source: Path, destination: Path) -> None:
 def _written_names() -> set[str]:
     from ditscope.core.pipeline_config import CONFIG_FILE, WEIGHTS_FILE
     from ditscope.model.diffusers_format import EXPORTED_FILES
-    from ditscope.model.sources import AUTOENCODER
+    from ditscope.model.sources import AUTOENCODER, AUTOENCODER_FILES
 
-    return {CONFIG_FILE, WEIGHTS_FILE, AUTOENCODER, *EXPORTED_FILES}
+    autoencoder = {f"{AUTOENCODER}/{name}" for name in AUTOENCODER_FILES}
+    return {CONFIG_FILE, WEIGHTS_FILE, *EXPORTED_FILES, *autoencoder}
 
 
 def _write_ours(found: Source, source: Path, folder: Path, dtype: str | None) -> tuple[str, ...]:

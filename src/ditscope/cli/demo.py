@@ -38,7 +38,7 @@ def demo(
     pipe = load("emoji")
     config = pipe.model.config
     messages().print(
-        f"drawing {len(CLASSES)} pictures in {STEPS} steps with guidance {pipe.defaults.cfg_scale:g}, "
+        f"drawing {len(CLASSES)} pictures in {STEPS} steps, guidance {pipe.defaults.cfg_scale:g}, "
         f"recording {config.depth} layers x {config.num_heads} heads x 2 branches"
     )
     labels = [pipe.labels.index(name) for name in CLASSES]

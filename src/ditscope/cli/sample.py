@@ -18,13 +18,18 @@ FIGURES = "figures"
 
 
 def sample(
-    model: Annotated[str, typer.Option(help="A bundled name, a folder or a weight file.")] = "emoji",
-    weights: Annotated[Path | None, typer.Option(help="Other weights for the same network.")] = None,
+    model: Annotated[
+        str, typer.Option(help="A bundled name, a folder or a weight file.")
+    ] = "emoji",
+    weights: Annotated[
+        Path | None, typer.Option(help="Other weights for the same network.")
+    ] = None,
     class_: Annotated[
         list[str] | None, typer.Option("--class", help="Class name or index; repeatable.")
     ] = None,
     num_samples: Annotated[
-        int | None, typer.Option(min=1, help="Pictures; the classes take turns. [default: one each]")
+        int | None,
+        typer.Option(min=1, help="Pictures; the classes take turns. [default: one each]"),
     ] = None,
     steps: Annotated[
         str | None, typer.Option(help="Solver steps, or a DDPM respacing such as 10,15,20.")
@@ -65,8 +70,10 @@ def sample(
 
     if out is not None:
         check_out(out, overwrite)
-    pipe = load(model, weights=weights, num_heads=num_heads, device=device, dtype=checked_dtype(dtype))
-    for note in pipe.notes:
+    pipe = load(
+        model, weights=weights, num_heads=num_heads, device=device, dtype=checked_dtype(dtype)
+    )
+    for note in (*pipe.notes, *pipe.codec.notes):
         messages().print(f"note: {note}")
     labels = chosen_labels(pipe, class_ or [], num_samples)
     settings: dict[str, object] = {
@@ -80,7 +87,9 @@ def sample(
     }
     if not attention_debug:
         settings["statistics"] = ()
-    run, pictures = record(pipe, labels, out or new_run(pipe, labels), overwrite, qk_steps, settings)
+    run, pictures = record(
+        pipe, labels, out or new_run(pipe, labels), overwrite, qk_steps, settings
+    )
     show(run, pictures, as_json=json)
 
 
@@ -148,7 +157,7 @@ def record(
         bar.update(task, description="plotting")
         figures = run.path / FIGURES
         figures.mkdir(exist_ok=True)
-        pictures = save_gallery(run, figures) if pipe.codec.decodes else []
+        pictures = save_gallery(run, figures)
     return run, pictures
 
 

@@ -34,7 +34,9 @@ def train(
     from ditscope.train.recipe import read_recipe
 
     changes = {"steps": steps, "decay_steps": decay_steps}
-    config = read_recipe(recipe, {key: value for key, value in changes.items() if value is not None})
+    config = read_recipe(
+        recipe, {key: value for key, value in changes.items() if value is not None}
+    )
     if export is not None:
         check_replaceable(export, REPLACEABLE if overwrite else None)
     training = Training(config, out)

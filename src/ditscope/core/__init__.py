@@ -1,1 +1,1 @@
-"""Names of axes, coordinates, manifests and specs. Plain Python and pydantic: no torch, no numpy."""
+"""Names of axes, coordinates, manifests and specs: plain Python and pydantic."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import secrets
 import shutil
@@ -52,8 +53,8 @@ def new_folder(
 ) -> Iterator[Path]:
     """Yield an empty folder to fill; it becomes `path` when the block ends well.
 
-    An existing `path` is replaced only if `replaceable` is given and names everything in it, so
-    that a mistyped destination never deletes a stranger's files.
+    An existing `path` is replaced only if `replaceable` is given and names every file in it (by
+    relative path, with `/`), so that a mistyped destination never deletes a stranger's files.
 
     Raises:
         BadRequest: `path` exists and may not be replaced. Raised before the block runs.
@@ -121,7 +122,9 @@ def check_replaceable(target: Path, replaceable: Collection[str] | None) -> None
         raise BadRequest("already exists", file=target, fix="choose another name, or overwrite it")
     if target.is_symlink() or not target.is_dir():
         raise BadRequest("is not a folder, so it is not replaced", file=target)
-    strange = sorted(entry.name for entry in target.iterdir() if entry.name not in replaceable)
+    files = (path for path in target.rglob("*") if path.is_symlink() or not path.is_dir())
+    names = (path.relative_to(target).as_posix() for path in files)
+    strange = sorted(itertools.islice((name for name in names if name not in replaceable), 1000))
     if strange:
         raise BadRequest(
             f"holds files that would be lost: {listed(strange)}",

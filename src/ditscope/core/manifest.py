@@ -23,6 +23,7 @@ class ModelRecord(Record):
 
     name: str
     source: str  # what `ditscope.load` was given: a bundled name, or an absolute path
+    weights: str | None = None  # absolute path of other weights that were put into it
     weights_sha256: str
     config: dict[str, object]  # DiTConfig
     process: dict[str, object]  # noise process specification
@@ -40,7 +41,7 @@ class LabelRecord(Record):
 
 
 class GuidanceRecord(Record):
-    """Classifier-free guidance: `uncond + scale * (cond - uncond)` on the first `channels` channels."""
+    """Classifier-free guidance: `uncond + scale * (cond - uncond)` on the first channels."""
 
     scale: float
     channels: int | None = None  # None: all; 3 is the published legacy choice

@@ -10,6 +10,7 @@ import difflib
 import json
 import math
 import os
+import stat
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -67,9 +68,11 @@ def read(
     """The JSON object in the file `path`, refused unread when larger than `max_bytes`.
 
     Raises:
-        error: as `parse`, or the file is missing, a directory, empty or too large.
+        error: as `parse`, or the file is missing, not a regular file, empty or too large.
     """
     try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):  # a pipe would keep us waiting
+            raise error("not a regular file", file=path)
         with Path(path).open("rb") as stream:
             data = stream.read(max_bytes + 1)
     except OSError as reason:

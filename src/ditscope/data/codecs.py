@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +17,14 @@ from torch import Tensor
 
 from ditscope.core import strict_json
 from ditscope.errors import BadCheckpoint, foreign
+
+PREVIEW = (
+    (0.298, 0.207, 0.208),
+    (0.187, 0.286, 0.173),
+    (-0.158, 0.189, 0.264),
+    (-0.184, -0.271, -0.473),
+)
+"""Colour of each of the four channels of Stable Diffusion's autoencoder, fitted by its users."""
 
 DECODED_AT_A_TIME = 4
 """Latents an autoencoder decodes at once: it needs far more memory than the network."""
@@ -33,7 +41,7 @@ class RGB(BaseModel):
 class Latent(BaseModel):
     """Latents of an autoencoder, multiplied by `scale`. `autoencoder` is a diffusers folder.
 
-    Without a folder a run is recorded as usual, but no pictures can be made.
+    Without a folder the pictures are linear previews of the latents.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -46,15 +54,18 @@ class Latent(BaseModel):
 class Codec(Protocol):
     """What a pipeline needs of a codec."""
 
-    config: RGB | Latent
-
     @property
-    def decodes(self) -> bool:
-        """Whether `decode` makes pictures here."""
+    def config(self) -> RGB | Latent:
+        """What the pipeline's configuration says of it."""
         ...
 
-    def decode(self, latents: Tensor) -> NDArray[np.uint8] | None:
-        """Pictures of latents (B, C, h, w), or None where nothing can decode them."""
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know about the pictures."""
+        ...
+
+    def decode(self, latents: Tensor) -> NDArray[np.uint8]:
+        """Pictures (B, height, width, 3) uint8 of latents (B, C, h, w)."""
         ...
 
 
@@ -62,7 +73,7 @@ class RGBCodec:
     """Pixels are rounded half up from [-1, 1] to 0-255, and clamped."""
 
     config = RGB()
-    decodes = True
+    notes = ()
 
     def decode(self, latents: Tensor) -> NDArray[np.uint8]:
         """(B, 3, h, w) -> (B, h, w, 3) uint8."""
@@ -76,25 +87,26 @@ class LatentCodec:
         """`folder` is where the autoencoder is; None means that there is none."""
         self.config = config
         self.folder = folder
-        self._autoencoder: torch.nn.Module | None = None
+        self._autoencoder: Any = None  # torch.nn.Module; diffusers types it as less
 
     @property
-    def decodes(self) -> bool:
-        """Whether there is an autoencoder."""
-        return self.folder is not None
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know about the pictures."""
+        missing = "no autoencoder: pictures are rough previews of the latents, one pixel each"
+        return () if self.folder else (missing,)
 
-    def decode(self, latents: Tensor) -> NDArray[np.uint8] | None:
-        """(B, C, h, w) -> (B, 8 h, 8 w, 3) uint8 for the usual autoencoder; None without one."""
+    def decode(self, latents: Tensor) -> NDArray[np.uint8]:
+        """(B, C, h, w) -> (B, 8 h, 8 w, 3) uint8 usually, (B, h, w, 3) without an autoencoder."""
         if self.folder is None:
-            return None
+            return _pixels(_preview(latents.float() / self.config.scale))
         autoencoder = self._loaded(self.folder).to(latents.device)
         parts = latents.float().div(self.config.scale).split(DECODED_AT_A_TIME)
         with torch.inference_mode():
-            return np.concatenate([_pixels(autoencoder.decode(part).sample) for part in parts])  # type: ignore[operator]
+            return np.concatenate([_pixels(autoencoder.decode(part).sample) for part in parts])
 
-    def _loaded(self, folder: Path) -> torch.nn.Module:
+    def _loaded(self, folder: Path) -> Any:
         if self._autoencoder is None:
-            from diffusers import AutoencoderKL
+            from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
             try:
                 self._autoencoder = AutoencoderKL.from_pretrained(
@@ -123,6 +135,14 @@ def codec(config: dict[str, object], base: str | os.PathLike[str]) -> Codec:
         problem = f"{foreign(parsed.autoencoder)} is not a folder in the pipeline"
         raise BadCheckpoint(problem, file=base, field="codec.autoencoder")
     return LatentCodec(parsed, folder)
+
+
+def _preview(latents: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B, 3, h, w), about -1 to 1. Unknown latents show their first channels."""
+    if latents.shape[1] != len(PREVIEW):
+        return latents[:, [0, 1 % latents.shape[1], 2 % latents.shape[1]]] / 3
+    colours = torch.tensor(PREVIEW, device=latents.device)
+    return torch.einsum("bchw,cr->brhw", latents, colours)
 
 
 def _pixels(pictures: Tensor) -> NDArray[np.uint8]:

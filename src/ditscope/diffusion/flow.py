@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 SMALLEST_DIVISOR = 0.05
-"""Noise level below which a picture prediction is no longer divided by the level (arXiv:2511.13720)."""
+"""Noise level below which training no longer divides by the level (arXiv:2511.13720)."""
 
 
 class FlowProcess(BaseModel):

@@ -50,8 +50,7 @@ def unipc(plan: SamplerPlan, denoise: Denoise, x: Tensor, noise: Noise) -> Tenso
 
 def _drive(scheduler: Any, plan: SamplerPlan, denoise: Denoise, x: Tensor) -> Tensor:
     """Let a fresh diffusers `scheduler` choose the next state after every evaluation of `plan`."""
-    # What its set_timesteps would set, with our numbers. It counts its steps from 0 by itself;
-    # looking the step up by timestep would skip one wherever two timesteps are equal.
+    # What its set_timesteps would set, with our numbers; it then counts its steps by itself.
     scheduler.num_inference_steps = plan.steps
     scheduler.timesteps = torch.tensor([evaluation.timestep for evaluation in plan.evaluations])
     scheduler.sigmas = _sigmas(plan)

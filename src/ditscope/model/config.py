@@ -27,7 +27,9 @@ class DiTConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    input_size: PositiveInt | tuple[PositiveInt, PositiveInt] = 32  # latent side, or (height, width)
+    input_size: PositiveInt | tuple[PositiveInt, PositiveInt] = (
+        32  # latent side, or (height, width)
+    )
     patch_size: PositiveInt = 2
     in_channels: PositiveInt = 4
     hidden_size: PositiveInt = 1152

@@ -1,12 +1,14 @@
 """The Diffusion Transformer (Peebles and Xie, arXiv:2212.09748), read top to bottom.
 
-Shapes: B rows, N tokens, D width, H heads, K head width, C channels, h and w the latent grid, p patch.
+Shapes: B rows, N tokens, D width, C channels, h and w the latent grid, p patch size.
 
 Written from the paper and from the published tensor names and shapes. The names of the parameters
 are the published ones, so published weights load with `strict=True`.
 """
 
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +30,7 @@ NORM_EPS = 1e-6
 
 
 class DiTBlock(nn.Module):
-    """A transformer block whose norms are shifted, scaled and gated by the condition (adaLN-Zero)."""
+    """A transformer block shifted, scaled and gated by the condition (adaLN-Zero)."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -41,7 +43,9 @@ class DiTBlock(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """Tokens (B, N, D) under condition (B, D) -> (B, N, D)."""
-        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(c).chunk(6, dim=1)
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(
+            c
+        ).chunk(6, dim=1)
         x = x + gate_msa[:, None] * self.attn(modulate(self.norm1(x), shift_msa, scale_msa))
         return x + gate_mlp[:, None] * self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp))
 
@@ -94,9 +98,15 @@ class DiT(nn.Module):
         Raises:
             BadRequest: if x is not of the size the position table was made for.
         """
-        if x.shape[1:] != (self.config.in_channels, self.config.input_height, self.config.input_width):
+        if x.shape[1:] != (
+            self.config.in_channels,
+            self.config.input_height,
+            self.config.input_width,
+        ):
             expected = (self.config.in_channels, self.config.input_height, self.config.input_width)
-            raise BadRequest(f"latent has shape {tuple(x.shape)}", field="x", expected=f"(B, {expected})")
+            raise BadRequest(
+                f"latent has shape {tuple(x.shape)}", field="x", expected=f"(B, {expected})"
+            )
         tokens = self.x_embedder(x) + self.pos_embed  # (B, N, D)
         c = self.t_embedder(t) + self.y_embedder(y)  # (B, D)
         for block in self.blocks:
@@ -107,7 +117,9 @@ class DiT(nn.Module):
         """Put patches back on the grid: (B, N, p * p * C_out) -> (B, C_out, h, w)."""
         (rows, columns), p = self.config.grid, self.config.patch_size
         grid = patches.view(-1, rows, columns, p, p, self.config.out_channels)
-        return grid.permute(0, 5, 1, 3, 2, 4).reshape(-1, self.config.out_channels, rows * p, columns * p)
+        return grid.permute(0, 5, 1, 3, 2, 4).reshape(
+            -1, self.config.out_channels, rows * p, columns * p
+        )
 
     def initialize_weights(self) -> None:
         """Published initialisation: Xavier linears, small embeddings, zero gates and output."""
@@ -117,13 +129,14 @@ class DiT(nn.Module):
                 nn.init.zeros_(module.bias)
         patches = self.x_embedder.proj
         nn.init.xavier_uniform_(patches.weight.view(patches.weight.shape[0], -1))
-        nn.init.zeros_(patches.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(cast(Tensor, patches.bias))
         nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
         for layer in (self.t_embedder.mlp[0], self.t_embedder.mlp[2]):
-            nn.init.normal_(layer.weight, std=0.02)
-        for layer in (*(b.adaLN_modulation[1] for b in self.blocks), self.final_layer.adaLN_modulation[1], self.final_layer.linear):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            nn.init.normal_(cast(nn.Linear, layer).weight, std=0.02)
+        gates = [part for name, part in self.named_modules() if name.endswith("adaLN_modulation.1")]
+        for layer in (*gates, self.final_layer.linear):
+            nn.init.zeros_(cast(nn.Linear, layer).weight)
+            nn.init.zeros_(cast(nn.Linear, layer).bias)
         table = position_table(*self.config.grid, self.config.hidden_size)
         with torch.no_grad():
             self.pos_embed.copy_(table[None])

@@ -66,10 +66,10 @@ def read_header(path: str | os.PathLike[str]) -> Header:
             shape that disagrees with its bytes, or bytes that overlap or leave a hole.
     """
     try:
+        status = Path(path).stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would keep us waiting
+            raise BadCheckpoint("not a regular file", file=path)
         with Path(path).open("rb") as stream:
-            status = os.fstat(stream.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise BadCheckpoint("not a regular file", file=path)
             tree, data_bytes = _read_json(stream, status.st_size, path)
     except OSError as reason:
         raise BadCheckpoint(f"cannot be read: {reason.strerror}", file=path) from None

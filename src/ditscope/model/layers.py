@@ -6,6 +6,7 @@ Shapes: B rows, N tokens, D width, H heads, K head width, C channels, h and w th
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -76,7 +77,7 @@ class TimestepEmbedder(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         """Embed timesteps; the sinusoid is float32, the rest in the weights' dtype."""
         sinusoid = timestep_sinusoid(t, frequency_shift=self.frequency_shift)
-        return self.mlp(sinusoid.to(self.mlp[0].weight.dtype))
+        return self.mlp(sinusoid.to(cast(nn.Linear, self.mlp[0]).weight.dtype))
 
 
 class LabelEmbedder(nn.Module):
@@ -93,7 +94,11 @@ class LabelEmbedder(nn.Module):
 
     def drop(self, y: Tensor, forced: Tensor | None = None) -> Tensor:
         """Labels with some replaced by the null class: at random, or where `forced` is 1."""
-        dropped = torch.rand(y.shape, device=y.device) < self.dropout_prob if forced is None else forced == 1
+        dropped = (
+            torch.rand(y.shape, device=y.device) < self.dropout_prob
+            if forced is None
+            else forced == 1
+        )
         return torch.where(dropped, self.num_classes, y)
 
     def forward(self, y: Tensor, force_drop_ids: Tensor | None = None) -> Tensor:
@@ -104,7 +109,7 @@ class LabelEmbedder(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention: one projection in, one fused attention call, one projection out."""
+    """Multi-head self-attention: a projection in, one fused attention call, a projection out."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()

@@ -108,7 +108,10 @@ def read_pickled(path: str | os.PathLike[str], *, part: Part | None = None) -> P
         kept = folder / f"{digest}-{part or 'any'}.safetensors"
         if not kept.exists():
             check_space(folder, size)
-            _convert_in_child(Path(path), kept, part, size)
+            with tempfile.TemporaryDirectory(prefix="converting-", dir=folder) as temporary:
+                fresh = Path(temporary) / kept.name
+                _convert_in_child(Path(path), fresh, part, size)
+                fresh.replace(kept)
         try:
             return PickledState(load_weights(kept), read_header(kept).metadata["part"])
         except (BadCheckpoint, KeyError):
@@ -124,7 +127,6 @@ def read_pickled(path: str | os.PathLike[str], *, part: Part | None = None) -> P
 def _cache_folder() -> Iterator[Path]:
     """The user's cache, or a temporary folder where there is none that can be written."""
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    folder = None
     try:
         folder = (base if base.is_absolute() else Path.home() / ".cache") / "ditscope" / "published"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)

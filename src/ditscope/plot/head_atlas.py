@@ -55,7 +55,7 @@ class MetricWords:
     def digits(self, recorded: float) -> str:
         """A recorded number without its unit."""
         number = recorded * self.factor
-        return f"{number:.1f}" if abs(number) >= 10 else f"{number:.2f}"
+        return f"{number:.1f}" if number >= 10 else f"{number:.2f}" if number > 0 else "0"
 
 
 WORDS = {
@@ -257,7 +257,7 @@ def _subtitle(run: Run, atlas: HeadAtlas, name: str) -> str:
 def _notes(run: Run, atlas: HeadAtlas, words: MetricWords, *, constant: bool) -> list[str]:
     """The framed heads, what is missing, and where the numbers are."""
     notes = ["Constant: all heads have the same value."] if constant else []
-    for (layer, head), which in zip(atlas.extremes, ("least", "most"), strict=False):
+    for (layer, head), which in zip(atlas.extremes, ("lowest", "highest"), strict=False):
         value = float(atlas.values[layer, head])
         note = f"Framed, {which}: layer {layer} head {head}, {words.value(value)}"
         if atlas.metric == "entropy":

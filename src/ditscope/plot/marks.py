@@ -25,6 +25,9 @@ from ditscope.plot.theme import (
     NOTE,
 )
 
+OUTLINE_RIM = 1.5
+"""How far the frame of a patch is outside it, at most, in points."""
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -49,7 +52,7 @@ class Scale:
     def words(self) -> str:
         """What the colours mean, for beside the colour bar."""
         if self.constant is not None:
-            return f"constant: {percent(self.constant)} on every patch"
+            return f"constant, {percent(self.constant)} on every patch"
         return "share of the outlined patch's attention (square-root scale)"
 
 
@@ -130,7 +133,8 @@ def draw_grid(axes: Axes, grid: tuple[int, ...]) -> None:
 
 def outline_patch(axes: Axes, query: tuple[int, int]) -> None:
     """Frame the chosen patch, just outside it so that its own colour stays visible."""
-    rim = 0.12
+    cell = axes.get_window_extent().width / abs(numpy.diff(axes.get_xlim()).item())  # pixels
+    rim = min(0.12, OUTLINE_RIM / 72 * axes.figure.dpi / cell)
     axes.add_patch(
         Rectangle(
             (query[1] - 0.5 - rim, query[0] - 0.5 - rim),

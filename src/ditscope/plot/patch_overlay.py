@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import Unpack
 
 import numpy
@@ -22,10 +21,10 @@ from ditscope.plot.sheet import (
     BAR,
     BAR_ROOM,
     MARGIN,
-    NOTE_ROOM,
     TITLE_ROOM,
     fitted,
     sheet,
+    wrapped,
 )
 from ditscope.plot.theme import INK, SUBTITLE, Plot, themed
 from ditscope.plot.words import closing_notes, panel_words
@@ -58,8 +57,8 @@ def overlay(run: Run, *, title: str | None = None, **where: Unpack[Where]) -> Pl
     page = sheet(
         title or "What the outlined patch looks at",
         panel_words(run, panels),
-        closing_notes(panels),
-        TITLE_ROOM + max(height + NOTE_ROOM, small[1] + 0.9),
+        [f"Colour: {scale.words()}.", *closing_notes(panels)],
+        TITLE_ROOM + max(height, small[1] + 0.8),
         width=2 * MARGIN + width + BAR_ROOM + BETWEEN + SMALL,
     )
     top, right = page.top + TITLE_ROOM, MARGIN + width + BAR_ROOM + BETWEEN
@@ -69,14 +68,13 @@ def overlay(run: Run, *, title: str | None = None, **where: Unpack[Where]) -> Pl
     if scale.constant is None:
         outline_region(axes, region.values)
     outline_patch(axes, panels.query)
-    page.text(MARGIN, top + height + 0.05, f"Colour: {scale.words()}.")
     bar = page.panel(MARGIN + width + 0.16, top, BAR, height)
     colour_bar(bar, scale, upright=True, even=panels.even_share[0])
     plain = page.panel(right, top, *small, panels.picture_name)
     draw_picture(plain, panels.picture.values, region.shape)
     outline_patch(plain, panels.query)
-    words = "\n".join(textwrap.wrap(half_words(weights.values, region.values, scale), 30))
-    page.text(right, top + small[1] + 0.18, words, SUBTITLE, color=INK, linespacing=1.4)
+    lines = wrapped(half_words(weights.values, region.values, scale), SUBTITLE, SMALL)
+    page.text(right, top + small[1] + 0.18, "\n".join(lines), SUBTITLE, color=INK, linespacing=1.4)
     return page.figure
 
 

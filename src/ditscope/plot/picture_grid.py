@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Sequence
 
 import numpy
 import xarray
 
 from ditscope.errors import BadRequest
-from ditscope.plot.sheet import GAP, LINE, MARGIN, WIDTH, fitted, sheet
+from ditscope.plot.sheet import GAP, LINE, MARGIN, WIDTH, fitted, sheet, wrapped
 from ditscope.plot.theme import DPI, INK, PANEL_TITLE, Plot, printable, themed
 
 COLUMNS = 4
@@ -67,9 +66,9 @@ def image_grid(
 
 
 def _name(label: str, width: float) -> str:
-    """A label in at most two lines that fit below a picture of this width."""
-    letters = max(8, int(width * 72 / (0.6 * PANEL_TITLE)))
-    return "\n".join(textwrap.wrap(printable(label), letters, max_lines=2, placeholder=" …"))
+    """A label in at most two lines that fit below a picture of this width (inches)."""
+    lines = wrapped(printable(label), PANEL_TITLE, width)
+    return "\n".join([*lines[:1], *(f"{line} …" if lines[2:] else line for line in lines[1:2])])
 
 
 def _crisp(shape: tuple[int, ...], room: float) -> tuple[float, float]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import textwrap
 from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 
-from ditscope.plot.theme import DPI, INK, MUTED, NOTE, PANEL_TITLE, SUBTITLE, TITLE, Plot
+from ditscope.plot.theme import DPI, FONT, INK, MUTED, NOTE, PANEL_TITLE, SUBTITLE, TITLE, Plot
 
 WIDTH, LEAST_WIDTH = 10.0, 7.2
 MARGIN = 0.32
@@ -75,9 +76,9 @@ def sheet(title: str, subtitle: str, notes: list[str], body: float, width: float
             (title, TITLE, "bold", INK),
             (subtitle, SUBTITLE, "normal", MUTED),
         )
-        for text in _wrapped(words, size, room)
+        for text in wrapped(words, size, room, weight)
     ]
-    small = [line for note in notes for line in _wrapped(note, NOTE, room)]
+    small = [line for note in notes for line in wrapped(note, NOTE, room)]
     top = MARGIN * 0.8 + sum(size * LINE for _, size, _, _ in lines) + 0.14
     foot = len(small) * NOTE * LINE + MARGIN * 0.7 + (FOOT if small else 0)
     height = round((top + body + foot) * DPI) / DPI
@@ -92,9 +93,23 @@ def sheet(title: str, subtitle: str, notes: list[str], body: float, width: float
     return made
 
 
-def _wrapped(words: str, size: float, room: float) -> list[str]:
-    """`words` in lines that fit `room` inches (DejaVu Sans is 0.58 em a letter on average)."""
-    return textwrap.wrap(words, max(16, int(room * 72 / (0.58 * size))))
+def wrapped(words: str, size: float, room: float, weight: str = "normal") -> list[str]:
+    """`words` in as few lines as fit `room` inches; a word that is too long for one is cut."""
+    font = FontProperties(family=FONT, size=size, weight=weight)
+
+    def fits(text: str) -> bool:
+        width, _, _ = text_to_path.get_text_width_height_descent(text, font, ismath=False)
+        return width <= room * 72
+
+    lines: list[str] = []
+    for word in words.split():
+        while not fits(word) and len(word) > 1:
+            word = f"{word[:-2]}…"
+        if lines and fits(f"{lines[-1]} {word}"):
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
 
 
 def fitted(shape: tuple[int, ...], width: float, height: float) -> tuple[float, float]:

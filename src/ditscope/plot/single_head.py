@@ -45,11 +45,12 @@ def head_map(run: Run, *, title: str | None = None, **where: Unpack[Where]) -> P
     """
     panels = map_at(run, **where)
     values, scale = panels.weights.values[0], scale_of(panels.weights.values)
+    kind = "layer" if panels.places[0].head == "mean" else "attention head"
     width, height = fitted(panels.picture.shape, PANEL, PANEL)
     page = sheet(
-        title or "Where the outlined patch looks in one attention head",
+        title or f"Where the outlined patch looks in one {kind}",
         panel_words(run, panels),
-        [SPREAD_NOTE, *closing_notes(panels)],
+        [f"Colour: {scale.words()}. {SPREAD_NOTE}", *closing_notes(panels)],
         TITLE_ROOM + height + NOTE_ROOM,
         width=2 * (MARGIN + width) + BETWEEN + BAR_ROOM,
     )
@@ -58,10 +59,10 @@ def head_map(run: Run, *, title: str | None = None, **where: Unpack[Where]) -> P
     draw_picture(picture, panels.picture.values, values.shape)
     draw_grid(picture, values.shape)
     outline_patch(picture, panels.query)
-    heat = page.panel(right, top, width, height, "what each patch gets of its attention")
+    heat = page.panel(right, top, width, height, "its attention, patch by patch")
     draw_map(heat, values, scale.norm)
     outline_patch(heat, panels.query)
-    page.text(right, top + height + 0.05, f"{spread_words(panels, 0)}. Colour: {scale.words()}.")
+    page.text(right, top + height + 0.05, spread_words(panels, 0))
     bar = page.panel(right + width + 0.16, top, BAR, height)
     colour_bar(bar, scale, upright=True, even=panels.even_share[0])
     return page.figure

@@ -31,11 +31,14 @@ NO_DATA, NO_DATA_HATCH = "#eceef0", "////"
 TITLE, SUBTITLE, PANEL_TITLE, NOTE = 15.0, 10.5, 10.0, 8.5
 """Text sizes in points."""
 
+FONT = "DejaVu Sans"
+"""Ships with matplotlib: the same letters on every machine."""
+
 RC = {
     "figure.facecolor": "white",
     "figure.dpi": DPI,
     "savefig.dpi": DPI,
-    "font.family": "DejaVu Sans",  # ships with matplotlib: the same on every machine
+    "font.family": FONT,
     "font.size": PANEL_TITLE,
     "text.color": INK,
     "text.parse_math": False,  # labels may hold a dollar sign
@@ -101,5 +104,5 @@ def _png(figure: Figure) -> bytes:
 
 @cache
 def _glyphs() -> frozenset[int]:
-    font = font_manager.get_font(font_manager.findfont("DejaVu Sans"))
+    font = font_manager.get_font(font_manager.findfont(FONT))
     return frozenset(font.get_charmap())

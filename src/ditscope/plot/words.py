@@ -19,8 +19,8 @@ SPREAD_NOTE = (
 
 
 def sentence(*parts: str) -> str:
-    """Parts on one line, set apart by dots, the first letter a capital."""
-    line = "  ·  ".join(parts)
+    """Parts in one line, set apart by dots, the first letter a capital."""
+    line = " · ".join(parts)
     return line[:1].upper() + line[1:]
 
 

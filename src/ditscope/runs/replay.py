@@ -13,7 +13,7 @@ from ditscope.core.axes import Branch
 from ditscope.errors import ResourceError
 from ditscope.runs.attention_rows import Operands
 
-REPLAYER = "ditscope.sampling"
+REPLAYER = "ditscope.sampling.replay"
 """Named and not imported: everything here stays below the network (see the layer contract)."""
 
 

@@ -210,9 +210,9 @@ class RunWriter:
         self._expect_written(self._layout.final_files)
         self._expect_written(images if any(name in self._pending for name in images) else ())
         manifest = self._commit(self._num_steps)
-        with new_file(self._target.folder / COMPLETE) as beside:
-            beside.write_bytes(seal_of(manifest))
         with self._disk():
+            with new_file(self._target.folder / COMPLETE) as beside:
+                beside.write_bytes(seal_of(manifest))
             self._target.publish()
 
     def _all_branches(

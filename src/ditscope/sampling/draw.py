@@ -40,7 +40,7 @@ class Samples:
 
     labels: tuple[str, ...]
     final: Tensor  # (S, C, h, w) float32, on the CPU
-    images: NDArray[np.uint8] | None  # (S, height, width, 3); None where nothing can decode
+    images: NDArray[np.uint8]  # (S, height, width, 3)
 
 
 def sample(
@@ -108,7 +108,11 @@ def _guided(job: Job, batch: tuple[int, ...], recorder: Recorder | None) -> Deno
     pipe = job.pipe
 
     def network(
-        x: Tensor, timestep: float, labels: Tensor, evaluation: Evaluation, branches: tuple[Branch, ...]
+        x: Tensor,
+        timestep: float,
+        labels: Tensor,
+        evaluation: Evaluation,
+        branches: tuple[Branch, ...],
     ) -> Tensor:
         if recorder is None:
             return pipe.network(x, timestep, labels)

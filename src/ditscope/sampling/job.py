@@ -57,17 +57,18 @@ class Job:
         return tuple(sample_seed(self.settings.seed, index) for index in range(len(self.classes)))
 
 
-def make_job(
-    pipe: Pipeline, labels: Sequence[str | int], settings: dict[str, object]
-) -> Job:
+def make_job(pipe: Pipeline, labels: Sequence[str | int], settings: dict[str, object]) -> Job:
     """Check everything that can be checked without computing.
 
     Raises:
-        BadRequest: no label, an unknown class, setting, sampler or statistic, or a value out of range.
+        BadRequest: no label, or an unknown class, setting, sampler or statistic, or a value out of
+            range.
     """
     chosen = _settings(settings)
     if isinstance(labels, str) or not labels:
-        raise BadRequest(f"found {foreign(repr(labels))}", field="labels", expected="a list of classes")
+        raise BadRequest(
+            f"found {foreign(repr(labels))}", field="labels", expected="a list of classes"
+        )
     classes = tuple(find_class(label, pipe.labels) for label in labels)
     steps = chosen.steps if chosen.steps is not None else pipe.defaults.steps
     name = chosen.sampler if chosen.sampler is not None else pipe.defaults.sampler
@@ -87,7 +88,9 @@ def _settings(given: dict[str, object]) -> Settings:
         near = difflib.get_close_matches(unknown[0], Settings.model_fields, n=1)
         raise BadRequest(
             f"there is no setting {foreign(unknown[0])!r}",
-            fix=f"did you mean {near[0]!r}?" if near else f"settings: {', '.join(Settings.model_fields)}",
+            fix=f"did you mean {near[0]!r}?"
+            if near
+            else f"settings: {', '.join(Settings.model_fields)}",
         )
     try:
         return Settings.model_validate(given)
@@ -112,7 +115,7 @@ def _check_guidance(pipe: Pipeline, settings: Settings, scale: float) -> None:
             )
     if scale != 1 and pipe.model.config.class_dropout_prob == 0:
         raise BadRequest(
-            f"guidance {scale:g} needs an unconditional branch, and this network was trained without",
+            f"guidance {scale:g} needs an unconditional branch, which this network has not",
             field="cfg_scale",
             expected="1",
         )

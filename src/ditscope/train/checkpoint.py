@@ -1,9 +1,9 @@
 """Checkpoints that are whole or absent, and the newest one that verifies.
 
-    ckpt-0000500/
-      model.safetensors  ema.safetensors  optimizer.safetensors
-      state.json          step and pictures seen
-      manifest.json       size and sha256 of every file, written last
+ckpt-0000500/
+  model.safetensors  ema.safetensors  optimizer.safetensors
+  state.json          step and pictures seen
+  manifest.json       size and sha256 of every file, written last
 """
 
 from __future__ import annotations
@@ -69,11 +69,19 @@ def load_checkpoint(path: Path) -> Checkpoint:
     recorded = parse(manifest.read_bytes(), file=manifest, error=BadCheckpoint).get("files")
     for name in _names() - {"manifest.json"}:
         file = path / name
-        if not isinstance(recorded, dict) or not file.is_file() or recorded.get(name) != _record(file):
+        if (
+            not isinstance(recorded, dict)
+            or not file.is_file()
+            or recorded.get(name) != _record(file)
+        ):
             raise BadCheckpoint("differs from its manifest, or is missing", file=file)
-    counters = parse((path / "state.json").read_bytes(), file=path / "state.json", error=BadCheckpoint)
+    counters = parse(
+        (path / "state.json").read_bytes(), file=path / "state.json", error=BadCheckpoint
+    )
     tensors = {part: load_weights(path / f"{part}.safetensors") for part in PARTS}
-    return Checkpoint(step=int(str(counters["step"])), pictures=int(str(counters["pictures"])), **tensors)
+    return Checkpoint(
+        step=int(str(counters["step"])), pictures=int(str(counters["pictures"])), **tensors
+    )
 
 
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:

@@ -13,6 +13,7 @@ RAMP = 10
 def update_ema(slow: nn.Module, fast: nn.Module, step: int, decay: float) -> None:
     """Move `slow` towards `fast` after `step` (from 0). Frozen tensors are left alone."""
     decay = min(decay, (1 + step) / (RAMP + step))
-    ours = [p for p in slow.parameters()]
-    pairs = [(s, f) for s, f in zip(ours, fast.parameters(), strict=True) if f.requires_grad]
-    torch._foreach_lerp_([s for s, _ in pairs], [f for _, f in pairs], 1 - decay)
+    both = zip(slow.parameters(), fast.parameters(), strict=True)
+    pairs = [(ours, theirs) for ours, theirs in both if theirs.requires_grad]
+    for ours, theirs in pairs:
+        ours.lerp_(theirs, 1 - decay)

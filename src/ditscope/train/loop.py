@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,7 +82,9 @@ class Training:
             ),
         )
 
-    def _advance(self, step: int, loss_of: Callable[..., Tensor], x0: Tensor, y: Tensor) -> tuple[float, float]:
+    def _advance(
+        self, step: int, loss_of: Callable[..., Tensor], x0: Tensor, y: Tensor
+    ) -> tuple[float, float]:
         torch.manual_seed(sample_seed(self.config.seed, step))
         set_rate(self.optimizers, self.config, step)
         loss = loss_of(self.worker, x0, y).mean()
@@ -146,12 +148,16 @@ class Training:
                 if mine[key] != theirs.get(key):
                     raise BadConfig(
                         f"this training has {theirs.get(key)}, you asked for {mine[key]}",
-                        file=path, field=key, fix="choose another folder, or the same settings",
+                        file=path,
+                        field=key,
+                        fix="choose another folder, or the same settings",
                     )
         with new_file(path) as beside:
             beside.write_text(json.dumps(mine, indent=1))
 
-    def _reports(self, report: Callable[[Progress], None]) -> Iterator[None]:
+    def _reports(
+        self, report: Callable[[Progress], None]
+    ) -> Generator[None, tuple[float, float], None]:
         log = (self.folder / "log.jsonl").open("a", encoding="utf-8")
         losses, started, norm = [], time.perf_counter(), 0.0
         with log:
@@ -162,7 +168,9 @@ class Training:
                     continue
                 rate = len(losses) * self.config.batch_size / (time.perf_counter() - started)
                 stage = "coarse" if self.coarse else "fine"
-                line = Progress(self.step, self.pictures, sum(losses) / len(losses), norm, rate, stage)
+                line = Progress(
+                    self.step, self.pictures, sum(losses) / len(losses), norm, rate, stage
+                )
                 log.write(json.dumps(line.__dict__) + "\n")
                 log.flush()
                 report(line)

@@ -20,7 +20,7 @@ Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 def objective(config: TrainConfig, device: torch.device | str = "cpu") -> Objective:
-    """The objective of a configuration; it draws noise levels and noise from the global generator."""
+    """The objective of a configuration; its noise comes from the global generator."""
     process = config.process
     if isinstance(process, FlowProcess):
 

@@ -27,13 +27,18 @@ def optimizers(config: TrainConfig, model: nn.Module) -> dict[str, Optimizer]:
     rest = [p for p in trained.values() if id(p) not in owned]
     made: dict[str, Optimizer] = {
         "adamw": torch.optim.AdamW(
-            rest, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99)
-            if config.optimizer == "muon" else (0.9, 0.999), fused=True,
+            rest,
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            betas=(0.9, 0.99) if config.optimizer == "muon" else (0.9, 0.999),
+            fused=True,
         )
     }
     if matrices:
         made["muon"] = torch.optim.Muon(
-            matrices, lr=config.matrix_learning_rate, weight_decay=config.weight_decay,
+            matrices,
+            lr=config.matrix_learning_rate,
+            weight_decay=config.weight_decay,
             adjust_lr_fn="match_rms_adamw",
         )
     return made

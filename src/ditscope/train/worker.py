@@ -38,4 +38,5 @@ class Worker(nn.Module):
     def follow(self, network: nn.Module) -> None:
         """Take over the weights after they have learned."""
         if self.lowered:
-            torch._foreach_copy_(list(self.network.parameters()), list(network.parameters()))
+            for own, learned in zip(self.network.parameters(), network.parameters(), strict=True):
+                own.copy_(learned)

@@ -1,0 +1,85 @@
+"""What recording costs: sampling DiT-XL/2 with the statistics of every head against sampling alone.
+
+The ratio is of whole runs, from noise to files on disk, taken in turn; the memory is the growth of
+the peak of a fresh process.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from benchmarks.paired import paired
+from ditscope.data.codecs import Latent, LatentCodec
+from ditscope.diffusion.ddpm import DDPMProcess
+from ditscope.model.dit import build
+from ditscope.pipeline import Defaults, Pipeline
+from ditscope.sampling.draw import sample
+
+STEPS = 2
+MEMORY_STEPS = (4, 16)
+
+
+def pipeline(side: int) -> Pipeline:
+    """DiT-XL/2 in bfloat16 with random weights, on latents of `side` x `side`."""
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        model = build("DiT-XL/2", input_size=side)
+    model = model.bfloat16().to_empty(device="cpu").eval()
+    for parameter in model.parameters():
+        parameter.data.normal_(std=0.02)
+    labels = tuple(str(index) for index in range(1000))
+    return Pipeline(
+        name="XL/2",
+        source="random",
+        weights=None,
+        model=model,
+        process=DDPMProcess(),
+        codec=LatentCodec(Latent(), None),
+        labels=labels,
+        defaults=Defaults(),
+        weights_sha256="",
+    )
+
+
+def draw(pipe: Pipeline, steps: int, *, recorded: bool) -> None:
+    """One picture with guidance, recorded into a temporary folder or not at all."""
+    with tempfile.TemporaryDirectory() as folder:
+        record = Path(folder) / "run" if recorded else None
+        sample(pipe, [1], record=record, steps=steps, cfg_scale=4.0)
+
+
+def main(pairs: int) -> None:
+    """Print the ratios at 256 and 1024 tokens, and the memory at 256."""
+    for side in (32, 64):
+        pipe = pipeline(side)
+        found = paired(
+            {
+                f"XL/2 bfloat16, {side * side // 4} tokens: sampling": lambda p=pipe: draw(
+                    p, STEPS, recorded=False
+                ),
+                "  with statistics of every head": lambda p=pipe: draw(p, STEPS, recorded=True),
+            },
+            pairs,
+        )
+        for ratio in found:
+            print(f"  {ratio.line()}")
+    for steps in MEMORY_STEPS:
+        plain, recorded = (_peak(steps, recorded) for recorded in (False, True))
+        print(f"  extra peak memory, {steps} steps: {(recorded - plain) / 2**20:.0f} MiB")
+
+
+def _peak(steps: int, recorded: bool) -> int:
+    """Peak resident bytes of a fresh process that samples."""
+    code = (
+        "import json, resource; from benchmarks.recording import draw, pipeline; "
+        f"draw(pipeline(32), {steps}, recorded={recorded}); "
+        "print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return int(json.loads(done.stdout.splitlines()[-1]))

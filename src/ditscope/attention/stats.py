@@ -1,0 +1,160 @@
+"""Per-head statistics of one attention call, at the price of one or two such calls.
+
+Every statistic is attention again, with other values: no map is made. With `l` the log-sum-exp
+of a query and `P` the map,
+
+* entropy: `mean l - scale * mean <q, P k>`, from a call whose values are the keys;
+* received mass: swap queries and keys and add `-l` to the scores of what are now the keys; the
+  log-sum-exp of that call is the logarithm of the column sums of P;
+* distance: the values of the swapped call are one-hot columns of the grid row and grid column of
+  each query, so its output holds, for every key, where its readers are. The mean square distance
+  is then a sum of terms that are never negative and do not cancel in low precision.
+
+On a CPU these calls pay only in low precision and for many tokens; tiles of scores in float32 are
+cheaper before that, and are what remains for masks and for devices without the fused operators.
+
+Shapes: B rows, H heads, N queries, M keys, K head width, G grid rows plus grid columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ditscope.attention.lse import LOW_PRECISION, attention_lse, has_fused_lse
+from ditscope.attention.operands import Operands, operands
+from ditscope.attention.seam import AttentionCall
+from ditscope.attention.tiles import tiled_statistics
+from ditscope.core.sites import TokenGrid
+from ditscope.core.statistics import STATISTICS
+
+CPU_FUSED_KEYS = 512
+"""Keys from which, in low precision, the fused operators beat tiles on a CPU (measured)."""
+
+CENTRE_SAMPLE = 16  # keys that are looked at to find a common offset
+
+
+def head_statistics(
+    call: AttentionCall, grid: TokenGrid | None, names: Collection[str] = tuple(STATISTICS)
+) -> dict[str, Tensor]:
+    """Statistics of every head of a call, as `ditscope.core.statistics.STATISTICS` defines them.
+
+    Args:
+        call: An attention call.
+        grid: Which tokens are patches, of the queries as of the keys; None if they are not known.
+        names: Which statistics.
+
+    Returns:
+        By name, (B, H) float32 on the device of the call. `rms_distance` covers the image queries
+        and is taken over the image keys, renormalised to them; NaN without a grid. A query that a
+        mask hides every key from is left out.
+    """
+    return statistics_and_lse(operands(call), grid, names)[0]
+
+
+def statistics_and_lse(
+    attention: Operands, grid: TokenGrid | None, names: Collection[str]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """As `head_statistics`, with the log-sum-exp (B, H, N) float32 that is found on the way."""
+    if _fused_pays(attention):
+        return _fused_statistics(attention, grid, names)
+    return tiled_statistics(attention, grid, names)
+
+
+def _fused_pays(attention: Operands) -> bool:
+    q, k = attention.q, attention.k
+    if not attention.plain or q.dtype not in (*LOW_PRECISION, torch.float32):
+        return False
+    on_cpu = q.device.type == "cpu"
+    if on_cpu and (q.dtype not in LOW_PRECISION or k.shape[2] < CPU_FUSED_KEYS):
+        return False
+    return has_fused_lse(q.device, q.dtype)
+
+
+def _fused_statistics(
+    attention: Operands, grid: TokenGrid | None, names: Collection[str]
+) -> tuple[dict[str, Tensor], Tensor]:
+    q, k, scale = attention.q, attention.k, attention.scale
+    rows, heads, queries, keys = *q.shape[:3], k.shape[2]
+    values: dict[str, Tensor] = {}
+    centre = _common_offset(k) if q.dtype in LOW_PRECISION else None
+    read, lse = attention_lse(q, k, k if centre is None else k - centre, None, scale)
+    if "entropy" in names:
+        score = (read.float() * q.float()).sum((-1, -2))  # (B, H), over all queries
+        if centre is not None:
+            score += (q.sum(-2, dtype=torch.float32) * centre.squeeze(-2).float()).sum(-1)
+        values["entropy"] = lse.mean(-1) - score * (scale / queries)
+    covers = grid is not None and grid.count == queries == keys
+    if "rms_distance" in names and grid is None:
+        values["rms_distance"] = lse.new_full((rows, heads), torch.nan)
+    if "rms_distance" in names and grid is not None and not covers:
+        image = slice(grid.start, grid.start + grid.count)
+        values["rms_distance"] = _rms_distance(k[:, :, image], q[:, :, image], None, scale, grid)[0]
+    if "received_max" in names or ("rms_distance" in names and covers):
+        if grid is not None and covers:
+            values["rms_distance"], sums = _rms_distance(q, k, lse, scale, grid)
+        else:
+            sums = attention_lse(k, q, k.new_zeros(1).expand_as(q), -lse, scale)[1]
+        values["received_max"] = sums.amax(-1).exp() / queries
+    return {name: values[name] for name in names}, lse
+
+
+def _rms_distance(
+    q: Tensor, k: Tensor, lse: Tensor | None, scale: float, grid: TokenGrid
+) -> tuple[Tensor, Tensor]:
+    """Root mean square distance (B, H), and the log-sum-exp (B, H, M) of the swapped call.
+
+    With `lse` the readers `q` are the keys of the call, weighted as the map weights them. Without
+    it every row of the call counts the same; swap q and k to average over the rows of the map.
+    """
+    bias = None if lse is None else -lse
+    places, apart = _places(grid, q.dtype, q.device), _apart(grid, q.device)
+    square, total, sums = 0.0, 0.0, None
+    for first in range(0, places.shape[-1], q.shape[-1]):
+        columns = places[:, first : first + q.shape[-1]]
+        padded = torch.nn.functional.pad(columns, (0, q.shape[-1] - columns.shape[-1]))
+        found, sums = attention_lse(k, q, padded.expand(*q.shape[:2], *padded.shape), bias, scale)
+        share = found[..., : columns.shape[-1]].float()  # (B, H, M, G)
+        if lse is not None:
+            share.mul_(sums.exp().unsqueeze(-1))
+        total = total + share.sum((-1, -2))
+        square = square + share.mul_(apart[:, first : first + q.shape[-1]]).sum((-1, -2))
+    # Every query lies in one row and in one column: `total` counts the mass twice.
+    return (square / (total / 2)).sqrt(), sums
+
+
+@lru_cache(maxsize=16)
+def _places(grid: TokenGrid, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The grid column and then the grid row of each patch as one-hot vectors: (I, G)."""
+    token = torch.arange(grid.count, device=device)
+    return torch.cat(
+        [
+            torch.nn.functional.one_hot(token % grid.width, grid.width),
+            torch.nn.functional.one_hot(token // grid.width, grid.height),
+        ],
+        dim=-1,
+    ).to(dtype)
+
+
+@lru_cache(maxsize=16)
+def _apart(grid: TokenGrid, device: torch.device) -> Tensor:
+    """Squared distance of each patch to each grid column and to each grid row: (I, G) float32."""
+    token = torch.arange(grid.count, device=device)[:, None]
+    columns = token % grid.width - torch.arange(grid.width, device=device)
+    rows = token // grid.width - torch.arange(grid.height, device=device)
+    return torch.cat([columns, rows], dim=-1).float().square()
+
+
+def _common_offset(k: Tensor) -> Tensor:
+    """What the keys have in common, (B, H, 1, K), zero in the channels where they have little.
+
+    A large offset costs the output of the kernel its low bits. Subtracting is exact in floating
+    point while numbers lie within a factor of two; elsewhere it would round the keys anew.
+    """
+    sample = k[..., :: max(1, k.shape[-2] // CENTRE_SAMPLE), :]
+    low, high = sample.amin(-2, keepdim=True), sample.amax(-2, keepdim=True)
+    near = (2 * low > high) & (low > 0) | (2 * high < low) & (high < 0)
+    return torch.where(near, sample.mean(-2, keepdim=True), 0.0)

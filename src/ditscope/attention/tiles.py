@@ -1,0 +1,168 @@
+"""Attention statistics from tiles of scores: exact in float32, for any mask, on any device.
+
+A tile is some queries of some heads against all keys, made, reduced and forgotten, so that the
+whole N x M map never exists. Beside the matrix product a tile is read a few times from cache.
+
+Shapes: B rows, H heads, N queries, M keys, K head width, T rows times heads, n queries of a tile,
+t heads of a tile, I image tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ditscope.attention.operands import Operands
+from ditscope.core.sites import TokenGrid
+
+TILE_ELEMENTS = {"cpu": 2**18}  # one MiB of float32: half of a core's second-level cache
+LARGE_TILE_ELEMENTS = 2**24
+MIN_TILE_QUERIES = 64
+
+
+def tiled_statistics(
+    attention: Operands, grid: TokenGrid | None, names: Collection[str]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Reduce one attention call.
+
+    Args:
+        attention: What makes the map.
+        grid: Which tokens are patches; needed for `rms_distance`.
+        names: Which statistics.
+
+    Returns:
+        Statistics by name, each (B, H) float32, NaN where no query attends to anything; and the
+        log-sum-exp (B, H, N) float32, minus infinity for a query that sees no key.
+    """
+    rows, heads, queries, _ = attention.q.shape
+    q = (attention.q.float() * attention.scale).flatten(0, 1)  # (T, N, K)
+    k = attention.k.float().flatten(0, 1).mT  # (T, K, M)
+    n, t = _tile_shape(queries, k.shape[-1], q.device)
+    groups = [_Sums([], {}) for _ in range(0, len(q), t)]
+    for first in range(0, queries, n):
+        block = _block(attention, grid, names, slice(first, min(first + n, queries)))
+        for index, sums in enumerate(groups):
+            group = slice(index * t, min((index + 1) * t, len(q)))
+            scores = torch.bmm(q[group, block.queries], k[group])  # (t, n, M)
+            if block.bias is not None:
+                row = torch.arange(group.start, group.stop, device=q.device)
+                scores += block.bias[row // heads, row % heads]
+            _reduce(scores, block, sums)
+    lse = torch.cat([torch.cat(sums.lse, -1) for sums in groups])
+    values = {name: torch.cat([sums.mean(name) for sums in groups]) for name in names}
+    return (
+        {name: value.view(rows, heads) for name, value in values.items()},
+        lse.view(rows, heads, queries),
+    )
+
+
+def _tile_shape(queries: int, keys: int, device: torch.device) -> tuple[int, int]:
+    elements = TILE_ELEMENTS.get(device.type, LARGE_TILE_ELEMENTS)
+    n = min(queries, max(MIN_TILE_QUERIES, elements // keys))
+    return n, max(1, elements // (n * keys))
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Some queries, and what all heads need to know of them."""
+
+    queries: slice
+    names: Collection[str]
+    bias: Tensor | None  # (B, H, n or 1, M)
+    image_queries: slice  # within the block
+    image_keys: slice
+    apart: Tensor | None  # (image queries, I) squared distances
+    whole: bool  # all queries and keys are patches, and no mask hides one
+
+
+def _block(
+    attention: Operands, grid: TokenGrid | None, names: Collection[str], queries: slice
+) -> _Block:
+    bias = attention.bias(queries)
+    if bias is not None:
+        bias = bias.expand(*attention.q.shape[:2], *bias.shape[-2:])
+    if grid is None or "rms_distance" not in names:
+        return _Block(queries, names, bias, slice(0), slice(0), None, False)
+    first = max(queries.start, grid.start)
+    last = max(first, min(queries.stop, grid.start + grid.count))
+    return _Block(
+        queries,
+        names,
+        bias,
+        slice(first - queries.start, last - queries.start),
+        slice(grid.start, grid.start + grid.count),
+        squared_distances(grid, first - grid.start, last - grid.start, attention.q.device),
+        attention.plain and grid.count == attention.q.shape[-2] == attention.k.shape[-2],
+    )
+
+
+@dataclass
+class _Sums:
+    """Sums over queries of one group of heads, and how many queries each covers."""
+
+    lse: list[Tensor]  # (t, n) each
+    sums: dict[str, Tensor]
+
+    def add(self, name: str, value: Tensor) -> None:
+        """Add to the sum `name`, or start it."""
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def mean(self, name: str) -> Tensor:
+        """A finished statistic (t,): NaN, as 0 / 0, where it covers no query."""
+        seeing = self.sums["seeing"]
+        if name == "entropy":
+            return self.sums["entropy"] / seeing
+        if name == "received_max":
+            return self.sums["received"].amax(-1) / seeing
+        if "square" not in self.sums:  # no grid
+            return seeing * torch.nan
+        return (self.sums["square"] / self.sums.get("placed", seeing)).sqrt()
+
+
+def _reduce(scores: Tensor, block: _Block, sums: _Sums) -> None:
+    """Add the scores (t, n, M) of a tile to the sums of its heads. Overwrites the scores."""
+    p = scores.softmax(-1)
+    largest = scores.amax(-1)
+    lse = largest - p.amax(-1).log()  # the largest p is 1 / sum exp(s - max s)
+    if block.bias is None:
+        seeing = torch.full(p.shape[:1], p.shape[1], device=p.device)
+    else:
+        blind = largest == -torch.inf  # sees no key: its softmax is NaN
+        p.masked_fill_(blind.unsqueeze(-1), 0.0)
+        scores.masked_fill_(scores == -torch.inf, 0.0)  # 0 * -inf is NaN
+        lse.masked_fill_(blind, -torch.inf)
+        seeing = (~blind).sum(-1)
+    sums.lse.append(lse)
+    sums.add("seeing", seeing)
+    if "received_max" in block.names:
+        sums.add("received", p.sum(-2))
+    if block.apart is not None:
+        _add_distances(p, block.apart, block, sums)
+    if "entropy" in block.names:  # -sum p log p = log-sum-exp - sum p s
+        if block.bias is not None:
+            lse = lse.masked_fill(lse == -torch.inf, 0.0)
+        sums.add("entropy", lse.sum(-1) - scores.mul_(p).sum((-1, -2)))
+
+
+def _add_distances(p: Tensor, apart: Tensor, block: _Block, sums: _Sums) -> None:
+    if block.whole:
+        sums.add("square", torch.mv(p.flatten(1), apart.flatten()))
+        return
+    among = p[:, block.image_queries, block.image_keys]
+    mass = among.sum(-1)  # (t, n): the share of the image keys, to renormalise by
+    absent = mass == 0
+    sums.add("square", ((among * apart).sum(-1) / mass).masked_fill_(absent, 0.0).sum(-1))
+    sums.add("placed", (~absent).sum(-1))
+
+
+@lru_cache(maxsize=32)
+def squared_distances(grid: TokenGrid, first: int, last: int, device: torch.device) -> Tensor:
+    """Squared distances in patches of patches `first` .. `last - 1` to all: (n, I) float32."""
+    token = torch.arange(grid.count, device=device)
+    y, x = (token // grid.width).float(), (token % grid.width).float()
+    rows = slice(first, last)
+    return (y[rows, None] - y).square_() + (x[rows, None] - x).square_()

@@ -1,0 +1,195 @@
+"""Watching a sampling and writing what was seen, one step at a time.
+
+Shapes: S samples, B rows of one batch (branches times samples), L sites, H heads, N tokens,
+K head width, C channels, h and w the latent grid.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ditscope.attention.capture import Capture
+from ditscope.attention.census import census
+from ditscope.core.axes import Branch
+from ditscope.core.manifest import (
+    GuidanceRecord,
+    LabelRecord,
+    ModelRecord,
+    RunManifest,
+    SamplerRecord,
+    StepRecord,
+)
+from ditscope.core.sites import Site
+from ditscope.diffusion.guidance import branches_at
+from ditscope.diffusion.schedule import Evaluation
+from ditscope.pipeline import Pipeline
+from ditscope.runs.writer import RunWriter
+from ditscope.sampling.job import Job
+from ditscope.version import __version__
+
+
+class Recorder:
+    """Records the attention of every batch of every evaluation into a run directory.
+
+    Used as a context manager around the sampling. Statistics are computed beside the attention
+    calls and only small arrays are kept, until the step they belong to is committed.
+    """
+
+    def __init__(self, job: Job, path: Path, *, overwrite: bool) -> None:
+        self._job = job
+        self._sites = sites_of(job.pipe)
+        self._writer = RunWriter(path, manifest_of(job, self._sites), overwrite=overwrite)
+        self._stats: list[dict[str, NDArray[np.float32]]] = []  # of this step, one per batch
+        self._qk: dict[int, list[tuple[NDArray[np.generic], ...]]] = {}  # by layer, one per batch
+
+    def __enter__(self) -> Self:
+        self._writer.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._writer.__exit__(kind, error, traceback)
+
+    @contextlib.contextmanager
+    def watching(
+        self, batch: tuple[int, ...], evaluation: Evaluation, branches: tuple[Branch, ...]
+    ) -> Iterator[None]:
+        """Watch the one forward of `batch` that runs in the block."""
+        settings = self._job.settings
+        shape = (len(branches), len(batch))
+        keeps_qk = evaluation.index in settings.qk_steps
+
+        def keep(site: Site, q: Tensor, k: Tensor, lse: Tensor) -> None:
+            parts = tuple(_stored(part).reshape(*shape, *part.shape[1:]) for part in (q, k, lse))
+            self._keep_qk(evaluation, site, parts)
+
+        if not settings.statistics and not keeps_qk:
+            yield
+            return
+        capture = Capture(self._sites, settings.statistics, keep if keeps_qk else None)
+        with capture:
+            yield
+        self._stats.append(
+            {name: _branches_first(values, shape) for name, values in capture.statistics().items()}
+        )
+
+    def commit(self, x: Tensor, evaluation: Evaluation) -> None:
+        """Make the evaluation at state `x` (S, C, h, w) part of the run."""
+        stats = {
+            name: np.concatenate([part[name] for part in self._stats], axis=1)
+            for name in self._job.settings.statistics
+        }
+        self._stats.clear()
+        self._writer.write_step(evaluation.index, x.cpu().numpy(), stats)
+        self._writer.commit_step(evaluation.index)
+
+    def finish(self, final: Tensor, images: NDArray[np.uint8]) -> None:
+        """Write the end of the sampling and seal the run."""
+        self._writer.write_final(final.numpy())
+        for index, pixels in enumerate(images):
+            self._writer.write_image(index, pixels)
+        self._writer.complete()
+
+    def _keep_qk(
+        self, evaluation: Evaluation, site: Site, parts: tuple[NDArray[np.generic], ...]
+    ) -> None:
+        """Write a layer as soon as every batch has passed it: with one batch, at once."""
+        seen = self._qk.setdefault(site.index, [])
+        seen.append(parts)
+        if len(seen) < len(self._job.batches):
+            return
+        q, k, lse = (np.concatenate(each, axis=1) for each in zip(*seen, strict=True))
+        del self._qk[site.index]
+        self._writer.write_qk(evaluation.index, site.index, q, k, lse.astype(np.float32))
+
+
+def sites_of(pipe: Pipeline) -> tuple[Site, ...]:
+    """The attention calls of one forward of the pipeline's network, in order."""
+    x = torch.zeros(1, *pipe.latent_shape, dtype=pipe.model.pos_embed.dtype, device=pipe.device)
+    t, y = torch.zeros(1, device=pipe.device), torch.zeros(1, dtype=torch.long, device=pipe.device)
+    return census(pipe.model, x, t, y)
+
+
+def manifest_of(job: Job, sites: tuple[Site, ...]) -> RunManifest:
+    """What will be recorded, and everything needed to do it again."""
+    pipe, settings = job.pipe, job.settings
+    interval = settings.cfg_interval
+    return RunManifest(
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        versions={
+            "ditscope": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+        model=ModelRecord(
+            name=pipe.name,
+            source=pipe.source,
+            weights=pipe.weights,
+            weights_sha256=pipe.weights_sha256,
+            config=pipe.model.config.model_dump(mode="json"),
+            process=pipe.process.model_dump(mode="json"),
+            codec=pipe.codec.config.model_dump(mode="json"),
+            dtype=pipe.dtype,
+            device=str(pipe.device),
+            parameters=sum(parameter.numel() for parameter in pipe.model.parameters()),
+        ),
+        labels=tuple(LabelRecord(index=y, name=pipe.labels[y]) for y in job.classes),
+        seed=settings.seed,
+        sample_seeds=job.sample_seeds,
+        batches=job.batches,
+        sampler=SamplerRecord(
+            name=job.plan.sampler, steps=job.plan.steps, options=job.plan.options
+        ),
+        guidance=GuidanceRecord(
+            scale=job.cfg_scale,
+            channels=settings.cfg_channels,
+            interval=interval,
+            null_label=pipe.model.config.null_label,
+        ),
+        steps=tuple(
+            StepRecord(
+                index=each.index,
+                solver_step=each.solver_step,
+                evaluation=each.evaluation,
+                timestep=each.timestep,
+                noise_level=each.noise_level,
+                branches=branches_at(each, job.cfg_scale, interval),
+            )
+            for each in job.plan.evaluations
+        ),
+        latent_shape=pipe.latent_shape,
+        sites=sites,
+        statistics=settings.statistics,
+        qk_steps=settings.qk_steps,
+        qk_dtype=pipe.dtype if settings.qk_steps else None,
+        scales=tuple(site.head_width**-0.5 for site in sites),
+    )
+
+
+def _stored(tensor: Tensor) -> NDArray[np.generic]:
+    """The numbers as they are kept: bfloat16 as the bits of uint16."""
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.uint16).numpy()
+    return tensor.numpy()
+
+
+def _branches_first(values: Tensor, shape: tuple[int, int]) -> NDArray[np.float32]:
+    """(B, L, H) of one batch -> (branch, sample, layer, head)."""
+    return values.numpy().reshape(*shape, *values.shape[1:])

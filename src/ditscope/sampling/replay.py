@@ -1,0 +1,103 @@
+"""Running one recorded step again, to see attention that was not stored.
+
+The step is repeated on its stored latent with the very batch it was recorded in, since another
+batch size may take another kernel and round differently.
+
+Shapes: B rows of one batch, H heads, N tokens, K head width.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ditscope.attention.capture import Capture
+from ditscope.core.axes import Branch
+from ditscope.core.manifest import ModelRecord
+from ditscope.core.sites import Site
+from ditscope.errors import BadCheckpoint
+from ditscope.model.config import DiTConfig
+from ditscope.pipeline import DType, Pipeline, load
+from ditscope.runs.reader import Run
+
+Operands = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], float]
+"""q (H, N, K), k (H, N, K), log-sum-exp (H, N), softmax scale."""
+
+KEPT_FORWARDS = 4
+"""Replayed forwards of one sample that are kept: looking at many layers of a step costs one."""
+
+_forwards: OrderedDict[tuple[Path, str, int, int], dict[tuple[Branch, int], Operands]] = (
+    OrderedDict()
+)
+_lock = threading.Lock()
+
+
+def replay_step(run: Run, step: int, branch: Branch, sample: int, layer: int) -> Operands:
+    """What the attention call of one sample at one step computed with, from running it again.
+
+    Raises:
+        BadCheckpoint: the model is gone, or its weights are not those of the run.
+    """
+    place = (run.path.resolve(), run.manifest.created, step, sample)
+    with _lock:
+        if place not in _forwards:
+            _forwards[place] = _forward(run, step, sample)
+            while len(_forwards) > KEPT_FORWARDS:
+                _forwards.popitem(last=False)
+        _forwards.move_to_end(place)
+        return _forwards[place][branch, layer]
+
+
+@torch.inference_mode()
+def _forward(run: Run, step: int, sample: int) -> dict[tuple[Branch, int], Operands]:
+    """Repeat the forward that `sample` was part of; the operands of its own rows."""
+    manifest = run.manifest
+    pipe = _pipeline(manifest.model)
+    record = manifest.steps[step]
+    batch = next(batch for batch in manifest.batches if sample in batch)
+    found: dict[tuple[Branch, int], Operands] = {}
+
+    def keep(site: Site, q: Tensor, k: Tensor, lse: Tensor) -> None:
+        for half, branch in enumerate(record.branches):
+            row = half * len(batch) + batch.index(sample)
+            q_row, k_row, lse_row = (part[row].float().cpu().numpy() for part in (q, k, lse))
+            found[branch, site.index] = (q_row, k_row, lse_row, manifest.scales[site.index])
+
+    latent = torch.from_numpy(run.latents.isel(step=step, sample=list(batch)).values)
+    labels = {
+        "cond": [manifest.labels[index].index for index in batch],
+        "uncond": [manifest.guidance.null_label] * len(batch),
+    }
+    y = torch.tensor([label for branch in record.branches for label in labels[branch]])
+    with Capture(manifest.sites, (), keep):
+        pipe.network(
+            latent.repeat(len(record.branches), 1, 1, 1), record.timestep, y.to(pipe.device)
+        )
+    return found
+
+
+@lru_cache(maxsize=1)
+def _loaded(
+    source: str, weights: str | None, num_heads: int, dtype: DType, device: str
+) -> Pipeline:
+    return load(source, weights=weights, num_heads=num_heads, dtype=dtype, device=device)
+
+
+def _pipeline(model: ModelRecord) -> Pipeline:
+    num_heads = DiTConfig.model_validate(model.config).num_heads
+    pipe = _loaded(model.source, model.weights, num_heads, model.dtype, model.device)
+    if pipe.weights_sha256 != model.weights_sha256:
+        raise BadCheckpoint(
+            "its weights are not those the run was made with",
+            file=model.source,
+            field="weights_sha256",
+            fix="put the original weights back, or record the run again",
+        )
+    return pipe

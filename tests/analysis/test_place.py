@@ -1,0 +1,123 @@
+"""Coordinates: what is checked, and what is chosen when it is left open."""
+
+import numpy as np
+import pytest
+
+from ditscope.analysis.place import Place, checked_layer, default_step, locate
+from ditscope.errors import BadRequest
+from tests.analysis.recorded import LIKE, record
+
+
+def test_what_is_given_is_kept(run):
+    place = locate(run, layer=2, head=1, step=3, query=(5, 7), sample=1, branch="uncond")
+    assert place == Place(2, 1, 3, (5, 7), 1, "uncond")
+    assert place.call() == (
+        'run.attention(layer=2, head=1, step=3, query=(5, 7), sample=1, branch="uncond")'
+    )
+
+
+def test_the_call_in_words_returns_the_numbers(run):
+    place = locate(run, layer=np.int64(1), head="mean", step=np.int32(2), query=[0, 3])
+    found = eval(place.call(), {"run": run})
+    np.testing.assert_array_equal(found, run.attention(1, "mean", 2, (0, 3)))
+
+
+def test_what_is_left_open_is_chosen_and_said(run):
+    place = locate(run)
+    assert (place.head, place.step, place.query) == (LIKE, 2, (3, 4))
+    assert [reason.split()[0] for reason in place.reasons] == ["Head", "Patch"]
+    assert locate(run) == place
+
+
+def test_the_chosen_head_is_the_most_focused_of_those_that_look_far_and_have_no_favourite(run):
+    place = locate(run, step=3)
+    stats = run.stats.sel(step=3, sample=0, branch="cond")
+    entropy, distance, received = (
+        stats[name].values.ravel() for name in ("entropy", "rms_distance", "received_max")
+    )
+    far = [i for i in range(9) if distance[i] >= np.median(distance)]
+    free = [i for i in far if received[i] <= np.median(received[far])]
+    assert divmod(min(free, key=lambda i: entropy[i]), 3) == (place.layer, place.head)
+
+
+def test_a_given_layer_is_kept_when_the_head_is_chosen(run):
+    assert [locate(run, layer=layer).layer for layer in range(3)] == [0, 1, 2]
+
+
+def test_a_given_head_without_a_layer_is_taken_from_the_middle_layer(run):
+    assert (locate(run, head=2).layer, locate(run, head="mean").layer) == (1, 1)
+
+
+def test_the_default_step_needs_no_model_if_any_step_does_not(tmp_path):
+    stored = record(tmp_path / "stored", layers=1, steps=6, qk_steps=(0, 3))
+    assert default_step(stored) == 3
+    bare = record(tmp_path / "bare", layers=1, steps=6, qk_steps=())
+    assert default_step(bare) == 4
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ({"layer": 3}, "layer: 3 is not in this run; expected an integer from 0 to 2"),
+        ({"layer": -1}, "layer: -1 is not in this run; expected an integer from 0 to 2"),
+        ({"layer": 1.0}, "layer: 1.0 is not"),
+        ({"layer": True}, "layer: True is not"),
+        ({"layer": "blocks.0.attn"}, "layer: 'blocks.0.attn' is not"),
+        ({"head": 3}, "head: 3 is not in this run; expected an integer from 0 to 2"),
+        ({"head": "max"}, "head: 'max' is not a head; expected an integer from 0 to 2, or 'mean'"),
+        ({"step": 4}, "step: 4 is not in this run; expected an integer from 0 to 3"),
+        ({"sample": 2}, "sample: 2 is not in this run; expected an integer from 0 to 1"),
+        ({"query": (6, 0)}, "row 0 to 5, column 0 to 7"),
+        ({"query": (0, -1)}, "row 0 to 5, column 0 to 7"),
+        ({"query": 17}, "query: 17 is not a patch of layer"),
+        ({"query": (1, 2, 3)}, "query: (1, 2, 3) is not a patch"),
+        ({"query": ("a", "b")}, "query: ('a', 'b') is not a patch"),
+        ({"branch": "both"}, "branch: 'both' was not evaluated"),
+        ({"branch": "uncond", "step": 0}, "branch: 'uncond' was not evaluated at step 0"),
+    ],
+)
+def test_coordinates_outside_the_run_are_refused_with_the_range(run, where, words):
+    with pytest.raises(BadRequest) as caught:
+        locate(run, **where)
+    assert words in str(caught.value)
+
+
+def test_foreign_text_in_a_request_is_cut_and_escaped(run):
+    with pytest.raises(BadRequest) as caught:
+        locate(run, head="\x1b[2J" + "x" * 10_000)
+    assert "\x1b" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_steps_that_a_partial_run_lacks_are_refused(tmp_path):
+    run = record(tmp_path / "run", layers=1, whole=2)
+    assert locate(run).step == 1
+    with pytest.raises(BadRequest, match="partial run; expected an integer from 0 to 1"):
+        locate(run, step=2)
+
+
+def test_a_head_cannot_be_chosen_without_statistics(tmp_path):
+    run = record(tmp_path / "run", layers=1, kept=False)
+    with pytest.raises(BadRequest, match="recorded no entropy, rms_distance, received_max"):
+        locate(run)
+    assert locate(run, head="mean").head == "mean"
+
+
+def test_layers_without_patches_are_refused_and_never_chosen(run):
+    class Mixed:
+        def __init__(self, keep):
+            sites = tuple(
+                site if site.index in keep else site.model_copy(update={"grid": None})
+                for site in run.manifest.sites
+            )
+            self.manifest = run.manifest.model_copy(update={"sites": sites})
+
+        def __getattr__(self, name):
+            return getattr(run, name)
+
+    assert locate(Mixed({0}), head="mean").layer == 0
+    assert locate(Mixed({0})).layer == 0
+    with pytest.raises(BadRequest, match=r"layer 1 .*not on a known patch grid; expected one of 0"):
+        checked_layer(Mixed({0}), 1)
+    with pytest.raises(BadRequest, match="no layer of this run"):
+        locate(Mixed(set()))

@@ -1,0 +1,155 @@
+"""Sampling: recorded and unrecorded, alone and in company, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ditscope.diffusion.sampler import SAMPLERS
+from ditscope.errors import BadRequest, NothingWatched, NumericalError, ResourceError
+from ditscope.pipeline import Pipeline, load
+from ditscope.runs.reader import Run, open_run
+from ditscope.sampling.draw import Samples, sample
+
+
+def draw(pipe: Pipeline, labels: list[str], **settings: object) -> Samples:
+    drawn = sample(pipe, labels, **settings)
+    assert isinstance(drawn, Samples)
+    return drawn
+
+
+def record(pipe: Pipeline, labels: list[str], path: Path, **settings: object) -> Run:
+    run = sample(pipe, labels, record=path, **settings)
+    assert isinstance(run, Run)
+    return run
+
+
+def fitting(pipe: Pipeline) -> list[str]:
+    return [name for name, each in SAMPLERS.items() if pipe.process.kind in each.kinds]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_recording_changes_nothing(folder: Path, tmp_path: Path, dtype: str) -> None:
+    pipe = load(folder, dtype=dtype)
+    for name in fitting(pipe):
+        settings = {"sampler": name, "steps": 4, "seed": 3, "batch_size": 2}
+        plain = draw(pipe, ["ant", "bee", "cat"], **settings)
+        run = record(pipe, ["ant", "bee", "cat"], tmp_path / f"{name}", qk_steps=(0, 2), **settings)
+        assert np.array_equal(run.final.values, plain.final.numpy()), name
+        assert np.array_equal(run.images.values, plain.images), name
+        assert run.verify().ok
+
+
+def test_noise_belongs_to_the_sample(folder: Path, tmp_path: Path) -> None:
+    pipe = load(folder, dtype="float32")
+    names = ["ant", "bee", "cat", "dog", "eel"]
+    together = record(pipe, names, tmp_path / "together", seed=5, batch_size=5)
+    apart = record(pipe, names, tmp_path / "apart", seed=5, batch_size=2)
+    assert np.array_equal(together.latents[0].values, apart.latents[0].values)
+    np.testing.assert_allclose(together.final.values, apart.final.values, rtol=0, atol=2e-4)
+    assert together.manifest.sample_seeds == apart.manifest.sample_seeds
+    assert len({each.tobytes() for each in together.latents[0].values}) == len(names)
+    other = record(pipe, names[:1], tmp_path / "other", seed=6)
+    assert not np.array_equal(other.latents[0, 0].values, together.latents[0, 0].values)
+
+
+def test_run_says_how_it_was_made(folder: Path, tmp_path: Path) -> None:
+    pipe = load(folder, dtype="float32")
+    run = record(pipe, ["dog", "DOG", "1"], tmp_path / "run", cfg_interval=(0.5, 0.99), seed=9)
+    manifest = run.manifest
+    assert [label.name for label in manifest.labels] == ["dog", "dog", "bee"]
+    assert manifest.guidance.scale == 2.0
+    assert manifest.guidance.interval == (0.5, 0.99)
+    assert manifest.seed == 9
+    assert [site.name for site in manifest.sites] == [f"blocks.{i}.attn" for i in range(3)]
+    assert {(site.grid.height, site.grid.width) for site in manifest.sites if site.grid} == {(4, 6)}
+    for step in manifest.steps:
+        guided = 0.5 <= step.noise_level <= 0.99
+        assert step.branches == (("cond", "uncond") if guided else ("cond",))
+        uncond = run.stats["entropy"].sel(branch="uncond").isel(step=step.index).values
+        assert np.isnan(uncond).all() != guided
+    assert np.isfinite(run.stats["entropy"].sel(branch="cond").values).all()
+
+
+def test_heun_records_both_evaluations(flow_folder: Path, tmp_path: Path) -> None:
+    run = record(load(flow_folder), ["ant"], tmp_path / "run", sampler="heun", steps=3)
+    assert [(s.solver_step, s.evaluation) for s in run.steps] == [
+        (0, 0),
+        (0, 1),
+        (1, 0),
+        (1, 1),
+        (2, 0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("labels", "settings", "words"),
+    [
+        (["cow"], {}, "cow"),
+        (["ant"], {"stepz": 3}, "did you mean 'steps'"),
+        (["ant"], {"steps": 0}, "steps"),
+        (["ant"], {"cfg_scale": float("nan")}, "cfg_scale"),
+        (["ant"], {"cfg_channels": 4}, "cfg_channels"),
+        (["ant"], {"cfg_interval": (0.9, 0.1)}, "cfg_interval"),
+        (["ant"], {"statistics": ("entropie",)}, "statistics"),
+        (["ant"], {"qk_steps": (4,)}, "qk_steps"),
+        (["ant"], {"sampler": "ddpm"}, "sampler"),
+        ([], {}, "labels"),
+        ("ant", {}, "labels"),
+    ],
+)
+def test_bad_requests_write_nothing(
+    flow_folder: Path, tmp_path: Path, labels: list[str], settings: dict[str, object], words: str
+) -> None:
+    with pytest.raises(BadRequest, match=words):
+        sample(load(flow_folder), labels, record=tmp_path / "run", **settings)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["flow"]
+
+
+def test_a_run_is_not_replaced_unasked(flow_folder: Path, tmp_path: Path) -> None:
+    pipe = load(flow_folder)
+    first = record(pipe, ["ant"], tmp_path / "run")
+    with pytest.raises(ResourceError, match="already holds a run"):
+        sample(pipe, ["bee"], record=tmp_path / "run")
+    second = record(pipe, ["bee"], tmp_path / "run", overwrite=True)
+    assert first.manifest.labels != second.manifest.labels
+
+
+def test_an_interrupted_run_keeps_its_whole_steps(flow_folder: Path, tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sample(load(flow_folder), ["ant"], record=tmp_path / "run", report=stop)
+    partial = open_run(tmp_path / "run", allow_partial=True)
+    assert not partial.complete
+    assert len(partial.steps) == 2
+    assert np.isfinite(partial.stats["entropy"].values).all()
+
+
+def test_numbers_that_are_not_finite_stop_the_run(flow_folder: Path, tmp_path: Path) -> None:
+    pipe = load(flow_folder)
+    with torch.no_grad():
+        pipe.model.final_layer.linear.bias[0] = float("inf")
+    with pytest.raises(NumericalError, match="step 0"):
+        sample(pipe, ["ant"], record=tmp_path / "run")
+
+
+def test_a_site_that_does_not_fire_is_an_error(
+    flow_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = load(flow_folder)
+    skipped = pipe.model.blocks[1].attn
+    calls = []
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        calls.append(x)
+        return x if len(calls) > 1 else type(skipped).forward(skipped, x)
+
+    monkeypatch.setattr(skipped, "forward", forward)
+    with pytest.raises(NothingWatched, match=r"blocks\.1\.attn"):
+        sample(pipe, ["ant"], record=tmp_path / "run")
