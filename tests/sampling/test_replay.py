@@ -78,7 +78,7 @@ def test_statistics_are_those_of_the_maps(
         p = attention_matrices(pipe, run, step, [0, 1])
         expected = {
             "entropy": -(p * np.log(p)).sum(-1).mean(-1),
-            "rms_distance": np.sqrt((p * squares).sum(-1)).mean(-1),
+            "rms_distance": np.sqrt((p * squares).sum(-1).mean(-1)),
             "received_max": p.mean(-2).max(-1),
         }
         for name, reference in expected.items():

@@ -43,9 +43,9 @@ STATISTICS = {
         ),
         Statistic(
             name="rms_distance",
-            long_name="attention distance, root mean square over keys, mean over queries",
+            long_name="attention distance, root mean square over queries and keys",
             unit="patches",
-            formula="mean_i sqrt(sum_j p_ij |x_i - x_j|^2)",
+            formula="sqrt(mean_i sum_j p_ij |x_i - x_j|^2)",
             source="after Dosovitskiy et al. 2021, arXiv:2010.11929",
             maximum=_diagonal,
         ),

@@ -122,7 +122,8 @@ def codec(config: dict[str, object], base: str | os.PathLike[str]) -> Codec:
     """The codec a pipeline's configuration asks for; relative folders are relative to `base`.
 
     Raises:
-        BadCheckpoint: the configuration is of no known codec, or names an autoencoder that is outside `base` or does not exist.
+        BadCheckpoint: the configuration is of no known codec, or names an autoencoder that is
+            outside `base` or does not exist.
     """
     kind = RGB if config.get("kind") == "rgb" else Latent
     parsed = strict_json.validated(kind, config, file=base, field="codec", error=BadCheckpoint)

@@ -1,0 +1,250 @@
+"""The census: every attention call of one forward, in order, with its module and its shapes.
+
+The forward runs on fake tensors, which have shapes and no numbers, so it costs no memory and a
+fraction of a second, whatever the size of the model. Afterwards a call is known by its order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
+from torch.utils._pytree import tree_map_only
+
+from ditscope.attention.grids import GridRule, known, supplied
+from ditscope.attention.operands import operands
+from ditscope.attention.seam import AttentionCall, Seam
+from ditscope.core.sites import Site, TokenGrid
+from ditscope.errors import BadRequest, NothingWatched, listed
+
+NEEDS_NUMBERS = (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
+ATTENTION_LIKE = re.compile("attention|attn", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Census:
+    """What one forward of a model attends with."""
+
+    sites: tuple[Site, ...]
+    not_seen: tuple[str, ...]  # modules that are attention by their type, but made no call we see
+    fused: tuple[nn.MultiheadAttention, ...]  # that ran, and may have a kernel without a seam
+
+
+def census(
+    model: nn.Module,
+    *args: Any,
+    grid: TokenGrid | Mapping[str, TokenGrid] | None = None,
+    **kwargs: Any,
+) -> tuple[Site, ...]:
+    """The attention calls of `model(*args, **kwargs)` in order; nothing is computed or changed.
+
+    Args:
+        model: Any module.
+        args: What its forward is called with.
+        grid: The grid of image tokens, for every self-attention or per glob of site names. By
+            default it is known for the model, or None.
+        kwargs: As args.
+
+    Raises:
+        NothingWatched: the forward makes no attention call that can be seen, or it cannot run on
+            fake tensors, or it would take a fused path that watching would turn off.
+        BadRequest: the grid that was given fits no site.
+    """
+    return take_census(model, args, kwargs, grid).sites
+
+
+def take_census(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    grid: TokenGrid | Mapping[str, TokenGrid] | None = None,
+) -> Census:
+    """As `census`, with what was not seen."""
+    network = model._orig_mod if hasattr(model, "_orig_mod") else model  # of torch.compile
+    assert isinstance(network, nn.Module)
+    calls, ran = _fake_forward(network, args, kwargs)
+    rules = known(network, args, kwargs) if grid is None else supplied(grid)
+    names = _distinct([name or type(network).__name__ for name, _ in calls])
+    sites = tuple(
+        _site(index, name, call, rules)
+        for index, (name, (_, call)) in enumerate(zip(names, calls, strict=True))
+    )
+    fused = tuple(m for m in ran.values() if isinstance(m, nn.MultiheadAttention))
+    refuse_fused(fused)
+    not_seen = _not_seen(network, [name for name, _ in calls])
+    if not sites:
+        kinds = {type(network.get_submodule(name)).__name__ for name in not_seen}
+        looks = f"; these look like attention: {listed(sorted(kinds))}" if kinds else ""
+        raise NothingWatched(
+            f"{type(network).__name__} makes no call of scaled_dot_product_attention{looks}",
+            fix="use an implementation of its attention that calls "
+            "torch.nn.functional.scaled_dot_product_attention",
+        )
+    if grid is not None and not any(site.grid for site in sites):
+        shapes = Counter(f"{site.queries} x {site.keys}" for site in sites)
+        raise BadRequest(
+            "it fits no self-attention of the model, whose queries x keys are " + listed(shapes),
+            field="grid",
+        )
+    return Census(sites, not_seen, fused)
+
+
+def refuse_fused(modules: tuple[nn.MultiheadAttention, ...]) -> None:
+    """Refuse to watch what would leave a fused path for it: the watched bits would differ.
+
+    In evaluation without gradients `nn.MultiheadAttention` and `nn.TransformerEncoderLayer` run as
+    one operator, unless a function mode is on.
+    """
+    found = [module for module in modules if _may_be_fused(module)]
+    if found:
+        raise NothingWatched(
+            f"{len(found)} nn.MultiheadAttention would run in torch's fused path, which hides its "
+            "attention and computes other bits than the path that can be seen",
+            fix="call torch.backends.mha.set_fastpath_enabled(False) first, for runs you compare too",
+        )
+
+
+def _may_be_fused(module: nn.MultiheadAttention) -> bool:
+    """The conditions of torch's fused path that do not depend on the input."""
+    learns = torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters())
+    return (
+        torch.backends.mha.get_fastpath_enabled()
+        and not torch.is_autocast_enabled()
+        and not (module.training or learns)
+        and module.batch_first
+        and module._qkv_same_embed_dim
+        and module.num_heads % 2 == 0
+        and module.bias_k is None
+        and not module.add_zero_attn
+    )
+
+
+def _fake_forward(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[list[tuple[str, AttentionCall]], dict[str, nn.Module]]:
+    """The calls with the path of the innermost module that made each; and all modules that ran."""
+    calls: list[tuple[str, AttentionCall]] = []
+    running: list[str] = []
+    ran: dict[str, nn.Module] = {}
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    fake_args, fake_kwargs = tree_map_only(Tensor, fake.from_tensor, (args, dict(kwargs)))
+
+    def observe(call: AttentionCall, output: Tensor) -> None:
+        calls.append((running[-1] if running else "", call))
+
+    with _unchanged(model), _named(model, running, ran), torch.no_grad():
+        try:
+            with fake, Seam(observe):
+                model.forward(*fake_args, **fake_kwargs)
+        except NEEDS_NUMBERS as error:
+            raise NothingWatched(
+                f"the forward of {type(model).__name__} depends on numbers, so that its attention "
+                f"cannot be listed beforehand ({type(error).__name__}: {error})",
+                fix="keep .item(), bool(tensor) and boolean indexing out of the forward",
+            ) from error
+    return calls, ran
+
+
+@contextmanager
+def _named(
+    model: nn.Module, running: list[str], ran: dict[str, nn.Module]
+) -> Iterator[None]:
+    """Keep in `running` the paths of the modules whose forward is under way, outermost first."""
+    handles = []
+
+    def enter(name: str, module: nn.Module) -> None:
+        running.append(name)
+        ran[name] = module
+
+    for name, module in model.named_modules():
+        before = lambda module, _, name=name: enter(name, module)
+        after = lambda *_: running.pop() and None
+        handles.append(module.register_forward_pre_hook(before))
+        handles.append(module.register_forward_hook(after, always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Leave the hooks of others out, and put back what the forward keeps on its modules.
+
+    A hook that copies what it sees to numpy would fail on fake tensors, and a model that caches a
+    tensor during its forward would be left with a fake one.
+    """
+    before = [(each, dict(each.__dict__), dict(each._buffers)) for each in model.modules()]
+    for module in model.modules():
+        module._forward_hooks = OrderedDict()
+        module._forward_pre_hooks = OrderedDict()
+    try:
+        yield
+    finally:
+        for module, attributes, buffers in before:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Number the calls of modules that make several."""
+    total, so_far = Counter(names), Counter[str]()
+    distinct = []
+    for name in names:
+        distinct.append(f"{name}[{so_far[name]}]" if total[name] > 1 else name)
+        so_far[name] += 1
+    return distinct
+
+
+def _site(index: int, name: str, call: AttentionCall, rules: tuple[GridRule, ...]) -> Site:
+    q, k = operands(call).q, operands(call).k
+    queries, keys = q.shape[-2], k.shape[-2]
+    grid = next((rule.grid for rule in rules if rule.fits(name, queries, keys)), None)
+    return Site(
+        index=index,
+        name=name,
+        heads=q.shape[1],
+        queries=queries,
+        keys=keys,
+        head_width=q.shape[-1],
+        grid=grid,
+    )
+
+
+def _not_seen(model: nn.Module, seen: list[str]) -> tuple[str, ...]:
+    """Innermost modules that are attention by the name of their type and have no site in them."""
+    looks = [
+        name
+        for name, module in model.named_modules()
+        if ATTENTION_LIKE.search(type(module).__name__)
+    ]
+    silent = [
+        name
+        for name in looks
+        if not any(site == name or site.startswith(f"{name}.") for site in seen)
+        and not any(name.startswith(f"{site}.") for site in seen if site)
+    ]
+    return tuple(
+        name for name in silent if not any(other.startswith(f"{name}.") for other in silent)
+    )

@@ -1,0 +1,290 @@
+"""`watch`: see the attention of any PyTorch model while it runs.
+
+    with watch(model) as seen:
+        model(x, t, y)
+    seen.stats["entropy"]  # (forward, sample, site, head)
+
+Shapes: B rows, L sites, H heads, N queries, M keys.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+import xarray
+from torch import Tensor, nn
+from torch._guards import detect_fake_mode
+
+from ditscope.attention.capture import Capture
+from ditscope.attention.census import Census, refuse_fused, take_census
+from ditscope.attention.operands import Operands
+from ditscope.attention.rows import attention_columns, attention_rows
+from ditscope.core.sites import Site, TokenGrid
+from ditscope.core.statistics import STATISTICS
+from ditscope.errors import BadRequest, NothingWatched, listed
+
+KEPT_BYTES = 2**30
+"""Queries and keys of the last forward are kept up to this size, if no sites are named."""
+
+Kept = dict[str, tuple[Operands, Tensor]]  # by site: what makes its map, log-sum-exp (B, H, N)
+
+
+def watch(
+    model: nn.Module,
+    *,
+    statistics: Sequence[str] = tuple(STATISTICS),
+    keep: Sequence[str] | None = None,
+    grid: TokenGrid | Mapping[str, TokenGrid] | None = None,
+) -> Watch:
+    """Watch every forward of `model` inside a `with` block; what it computes stays the same.
+
+    Args:
+        model: Any module whose attention calls `F.scaled_dot_product_attention`.
+        statistics: Names in `ditscope.core.statistics.STATISTICS`.
+        keep: Globs of site names whose queries and keys are kept in every forward, for `rows`. By
+            default those of all sites, of the last forward alone, if they take 1 GiB or less.
+        grid: The grid of image tokens, if the model is not one whose grid is known: for all
+            self-attention, or per glob of site names. Distances need it.
+
+    Raises:
+        BadRequest: model is no module; later, on the first forward, a glob or grid fits no site.
+        NothingWatched: from a forward in the block, if no attention can be seen in it or not what
+            the census expects; at the end of the block, if there was no forward.
+    """
+    if not isinstance(model, nn.Module):
+        raise BadRequest(
+            f"a {type(model).__name__} cannot be watched",
+            field="model",
+            expected="a torch.nn.Module",
+            fix="of a diffusers pipeline, watch the network: pipe.transformer",
+        )
+    return Watch(model, statistics, keep, grid)
+
+
+@dataclass
+class _Forward:
+    """One forward, while it runs and when it is over."""
+
+    handling: BaseException | None  # what was being handled when it began
+    capture: Capture | None = None  # None: not watched
+    kept: Kept = field(default_factory=dict)
+    values: dict[str, Tensor] = field(default_factory=dict)  # (B, L, H) each
+
+
+class Watch:
+    """What was seen of a model. Made by `watch`; can be read inside the block and after it.
+
+    Guarantees that the model is left as it was, also by an exception.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        statistics: Sequence[str],
+        keep: Sequence[str] | None,
+        grid: TokenGrid | Mapping[str, TokenGrid] | None,
+    ) -> None:
+        self._model, self._grid = model, grid
+        self._names, self._keep = tuple(statistics), None if keep is None else tuple(keep)
+        self._census: Census | None = None
+        self._forwards: list[_Forward] = []
+        self._running = threading.local()  # .stack: forwards of this thread, outermost first
+        self._lock = threading.Lock()
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        Capture((), self._names)  # refuses unknown statistics
+
+    def __enter__(self) -> Self:
+        # The post hook is prepended so that nested watches close in reverse order.
+        self._handles = [
+            self._model.register_forward_pre_hook(self._before, with_kwargs=True),
+            self._model.register_forward_hook(
+                self._after, prepend=True, with_kwargs=True, always_call=True
+            ),
+        ]
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        for forward in reversed(self._stack()):  # an interrupt runs no hooks
+            if forward.capture:
+                forward.capture.__exit__(kind, error, traceback)
+        self._stack().clear()
+        if kind is None and not self._forwards:
+            raise NothingWatched(
+                f"{type(self._model).__name__} was not called in the block",
+                fix="call the very module that is watched, not a copy or a part of it",
+            )
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The attention calls of one forward, in order, with their shapes and token grids."""
+        return self._seen().sites
+
+    @property
+    def not_seen(self) -> tuple[str, ...]:
+        """Modules that are attention by the name of their type, but made no call that is seen."""
+        return self._seen().not_seen
+
+    @property
+    def stats(self) -> xarray.Dataset:
+        """The statistics (forward, sample, site, head), float32.
+
+        NaN where a statistic is undefined, and where a forward or a site has fewer samples or
+        heads than another. `sample` counts the rows of the attention call's batch.
+        """
+        sites, forwards = self.sites, self._forwards
+        dims = ("forward", "sample", "site", "head")
+        variables = {}
+        for name in self._names:
+            rows = max(each.values[name].shape[0] for each in forwards)
+            heads = forwards[0].values[name].shape[2]
+            table = np.full((len(forwards), rows, len(sites), heads), np.nan, np.float32)
+            for index, each in enumerate(forwards):
+                table[index, : len(each.values[name])] = each.values[name].numpy()
+            about = STATISTICS[name]
+            attributes = {
+                "long_name": about.long_name,
+                "units": about.unit,
+                "formula": about.formula,
+                "source": about.source,
+            }
+            variables[name] = xarray.Variable(dims, table, attributes)
+        return xarray.Dataset(variables, coords={"site": [site.name for site in sites]})
+
+    def rows(self, site: str, query: int | Sequence[int], forward: int = -1) -> xarray.DataArray:
+        """Where some queries of a site look: (sample, head, query, key), exact, sums to 1.
+
+        Raises:
+            BadRequest: no such site, token or forward, or it was not kept.
+        """
+        queries = [query] if isinstance(query, int) else list(query)
+        rows = attention_rows(*self._kept(site, forward), queries)
+        dims = ("sample", "head", "query", "key")
+        return xarray.DataArray(rows.cpu().numpy(), dims=dims, coords={"query": queries})
+
+    def columns(self, site: str, key: int | Sequence[int], forward: int = -1) -> xarray.DataArray:
+        """Who looks at some keys of a site: (sample, head, query, key). Errors as for `rows`."""
+        keys = [key] if isinstance(key, int) else list(key)
+        columns = attention_columns(*self._kept(site, forward), keys)
+        dims = ("sample", "head", "query", "key")
+        return xarray.DataArray(columns.cpu().numpy(), dims=dims, coords={"key": keys})
+
+    def _seen(self) -> Census:
+        if self._census is None or not self._forwards:
+            raise BadRequest("no forward was watched to its end yet")
+        return self._census
+
+    def _kept(self, site: str, forward: int) -> tuple[Operands, Tensor]:
+        names = [each.name for each in self.sites]
+        if site not in names:
+            raise BadRequest(f"there is no site {site!r}", field="site", expected=listed(names))
+        count = len(self._forwards)
+        if not -count <= forward < count:
+            raise BadRequest(
+                f"there is no forward {forward}", field="forward", expected=f"-1, or 0 to {count - 1}"
+            )
+        kept = self._forwards[forward].kept
+        if site not in kept:
+            raise BadRequest(
+                f"the queries and keys of {site!r} were not kept in forward {forward}",
+                fix=f"watch(model, keep=[{site!r}]) keeps them in every forward; by default they "
+                f"are kept of the last forward, if all sites together take up to {KEPT_BYTES:,} bytes",
+            )
+        return kept[site]
+
+    def _stack(self) -> list[_Forward]:
+        if not hasattr(self._running, "stack"):
+            self._running.stack = []
+        return self._running.stack
+
+    def _before(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        forward = _Forward(handling=sys.exc_info()[1])
+        self._stack().append(forward)
+        if detect_fake_mode((args, kwargs)):  # someone traces the model: nothing runs
+            return
+        with self._lock:
+            if self._census is None:
+                self._census = take_census(model, args, kwargs, self._grid)
+                self._check_globs(self._census)
+        refuse_fused(self._census.fused)
+        keeper = _Keeper(forward.kept, self._keep)
+        forward.capture = Capture(self._census.sites, self._names, on_attention=keeper)
+        forward.capture.__enter__()
+
+    def _after(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
+    ) -> None:
+        stack = self._stack()
+        if not stack:  # a hook before ours failed
+            return
+        forward = stack.pop()
+        if forward.capture is None:
+            return
+        error = sys.exc_info()[1]
+        error = None if error is forward.handling else error
+        forward.capture.__exit__(type(error) if error else None, error, None)
+        if error:
+            return
+        forward.values = forward.capture.statistics()
+        forward.capture = None
+        with self._lock:
+            if self._keep is None:
+                for each in self._forwards:
+                    each.kept.clear()
+            self._forwards.append(forward)
+
+    def _check_globs(self, census: Census) -> None:
+        names = [site.name for site in census.sites]
+        idle = [
+            glob
+            for glob in self._keep or ()
+            if not any(fnmatchcase(name, glob) for name in names)
+        ]
+        if idle:
+            raise BadRequest(
+                f"{listed(idle)} fits no site", field="keep", expected=f"globs of {listed(names)}"
+            )
+
+
+class _Keeper:
+    """Keeps copies of what makes the maps of the asked sites, in `kept`."""
+
+    def __init__(self, kept: Kept, globs: tuple[str, ...] | None) -> None:
+        self._kept, self._globs = kept, globs
+        self._bytes = 0
+
+    def __call__(self, site: Site, attention: Operands, lse: Tensor) -> None:
+        """Copy: the model may write over its tensors, and a view would keep all it is part of."""
+        if self._globs is not None:
+            if any(fnmatchcase(site.name, glob) for glob in self._globs):
+                self._kept[site.name] = (_copied(attention), lse)
+            return
+        self._bytes += attention.q.nbytes + attention.k.nbytes
+        if self._bytes <= KEPT_BYTES:
+            self._kept[site.name] = (_copied(attention), lse)
+        else:
+            self._kept.clear()
+
+
+def _copied(attention: Operands) -> Operands:
+    q, k, mask = (
+        None if each is None else each.clone(memory_format=torch.contiguous_format)
+        for each in (attention.q, attention.k, attention.mask)
+    )
+    return replace(attention, q=q, k=k, mask=mask)
