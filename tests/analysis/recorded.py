@@ -129,7 +129,7 @@ def manifest_of(
 def record(path: Path, *, whole: int | None = None, pictures: bool = True, **options) -> Run:
     """Write the run and open it; of a partial one only the first `whole` steps."""
     manifest, grid = manifest_of(**options), options.get("grid", GRID)
-    samples, sites = len(manifest.labels), manifest.sites
+    samples = len(manifest.labels)
     images = [picture(grid, sample=sample) for sample in range(samples)]
     clean = np.stack(images).transpose(0, 3, 1, 2) / 127.5 - 1
     clean = clean[:, np.arange(manifest.latent_shape[0]) % 3].astype(np.float32)

@@ -58,7 +58,7 @@ def test_what_was_not_evaluated_is_not_a_number(run):
     [
         (
             {"metric": "gini"},
-            "metric: 'gini' is not in this run; expected one of entropy, rms_distance, received_max",
+            "metric: 'gini' is not in this run; expected one of entropy, rms_distance, received",
         ),
         ({"branch": "both"}, "branch: 'both' is not in this run; expected one of cond, uncond"),
         ({"step": 4}, "step: 4 is not in this run; expected an integer from 0 to 3"),

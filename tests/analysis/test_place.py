@@ -55,6 +55,12 @@ def test_the_default_step_needs_no_model_if_any_step_does_not(tmp_path):
     assert default_step(bare) == 4
 
 
+def test_the_default_step_is_one_that_evaluated_the_branch(tmp_path):
+    run = record(tmp_path / "run", layers=1, steps=3, qk_steps=(0,))  # no uncond at step 0
+    assert default_step(run, "cond") == 0
+    assert locate(run, head="mean", branch="uncond").step == 2
+
+
 @pytest.mark.parametrize(
     ("where", "words"),
     [

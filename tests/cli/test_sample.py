@@ -138,20 +138,19 @@ def test_json_error(sample):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_leaves_the_whole_steps(pipeline_folder, tmp_path, number, code):
+def test_an_interrupt_leaves_the_whole_steps(pipeline_folder, tmp_path):
     run = tmp_path / "run"
     line = [sys.executable, "-m", "ditscope", "sample", "--model", str(pipeline_folder)]
-    line += ["--steps", "100000", "--dtype", "float32", "--out", str(run)]
+    line += ["--steps", "10000", "--dtype", "float32", "--out", str(run)]
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         while not run.exists() and process.poll() is None:  # it appears with its first whole step
             time.sleep(0.05)
-        process.send_signal(number)
+        process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
-    assert process.returncode == code, err
+    assert process.returncode == 130, err
     assert b"Traceback" not in err
     partial = open_run(run, allow_partial=True)
     assert not partial.complete
-    assert 1 <= len(partial.manifest.committed_steps) < 100_000
+    assert 1 <= len(partial.manifest.committed_steps) < 10_000
     partial.verify()
     assert os.listdir(tmp_path) == ["run"]

@@ -23,6 +23,13 @@ def test_readme_lists_every_part_of_the_package():
     assert sorted(listed) == sorted(present)
 
 
+def test_readme_lists_every_folder():
+    not_ours = {"runs", "trainings", "build", "dist", "node_modules"}  # as .gitignore
+    listed = set(re.findall(r"^(\w+)/ ", README, re.M)) | {"src"}
+    present = {path.name for path in ROOT.iterdir() if path.is_dir() and path.name[0] not in "._"}
+    assert present - not_ours == listed
+
+
 def test_links_lead_somewhere():
     broken = [
         (page.name, link)

@@ -93,11 +93,10 @@ def maps_by_step(
     if where.pop("step", None) is not None:
         raise BadRequest("these maps differ in their step", field="step", expected="steps=[...]")
     if steps is None:
-        branch = where.get("branch", "cond")
-        recorded = [record.index for record in run.steps if branch in record.branches]
-        stored = [step for step in stored_steps(run) if step in recorded]
-        steps = _evenly(stored if len(stored) >= NUM_STEPS else recorded, NUM_STEPS)
         first = locate(run, **where)
+        recorded = [record.index for record in run.steps if first.branch in record.branches]
+        stored = stored_steps(run, first.branch)
+        steps = _evenly(stored if len(stored) >= NUM_STEPS else recorded, NUM_STEPS)
     else:
         steps = sorted(step_record(run, step).index for step in _several("steps", steps))
         first = locate(run, **{**where, "step": steps[-1]})

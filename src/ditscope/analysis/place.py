@@ -82,7 +82,7 @@ def locate(
     reasons = []
     sample = checked_sample(run, sample)
     if step is None:
-        step = default_step(run)
+        step = default_step(run, branch)
     record = step_record(run, step)
     if branch not in record.branches:
         raise BadRequest(
@@ -162,16 +162,16 @@ def step_record(run: Run, step: int) -> StepRecord:
     )
 
 
-def default_step(run: Run) -> int:
+def default_step(run: Run, branch: Branch = "cond") -> int:
     """The step three quarters through those of `stored_steps`."""
-    steps = stored_steps(run)
-    return steps[round(DEFAULT_PROGRESS * (len(steps) - 1))]
+    steps = stored_steps(run, branch)
+    return steps[round(DEFAULT_PROGRESS * (len(steps) - 1))] if steps else 0
 
 
-def stored_steps(run: Run) -> list[int]:
-    """Steps that can be read without the model; all recorded ones if that is none of them."""
-    recorded = [record.index for record in run.steps]
-    return [step for step in recorded if step in run.manifest.qk_steps] or recorded
+def stored_steps(run: Run, branch: Branch) -> list[int]:
+    """Steps of a branch that can be read without the model; all of them if that is none."""
+    evaluated = [record.index for record in run.steps if branch in record.branches]
+    return [step for step in evaluated if step in run.manifest.qk_steps] or evaluated
 
 
 def selective_head(

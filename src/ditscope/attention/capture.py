@@ -26,6 +26,18 @@ OnAttention = Callable[[Site, Operands, Tensor], None]
 """(site, everything that makes its map, log-sum-exp (B, H, N) float32)."""
 
 
+def known_statistics(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, if all are in `STATISTICS`; else BadRequest."""
+    unknown = [name for name in names if name not in STATISTICS]
+    if unknown:
+        raise BadRequest(
+            f"there is no statistic {listed(unknown)}",
+            field="statistics",
+            expected=f"some of {listed(STATISTICS)}",
+        )
+    return tuple(names)
+
+
 class Capture:
     """A context around exactly one forward of a model whose sites are known.
 
@@ -52,15 +64,11 @@ class Capture:
             statistics: Names in `STATISTICS`; none is allowed.
             on_qk: Called after each attention call with its operands, which it may keep.
             on_attention: As on_qk, with the mask and the scale.
+
+        Raises:
+            BadRequest: there is no such statistic.
         """
-        unknown = [name for name in statistics if name not in STATISTICS]
-        if unknown:
-            raise BadRequest(
-                f"there is no statistic {listed(unknown)}",
-                field="statistics",
-                expected=f"some of {listed(STATISTICS)}",
-            )
-        self._sites, self._names = tuple(sites), tuple(statistics)
+        self._sites, self._names = tuple(sites), known_statistics(statistics)
         self._on_qk, self._on_attention = on_qk, on_attention
         self._seam = Seam(self._observe)
         self._calls = 0

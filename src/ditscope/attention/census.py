@@ -7,6 +7,7 @@ fraction of a second, whatever the size of the model. Afterwards a call is known
 from __future__ import annotations
 
 import re
+import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ NEEDS_NUMBERS = (
     UnsupportedFakeTensorException,
     UnsupportedOperatorException,
 )
+_one_at_a_time = threading.Lock()  # two censuses would put back each other's hooks
 ATTENTION_LIKE = re.compile("attention|attn", re.IGNORECASE)
 
 
@@ -118,7 +120,7 @@ def refuse_fused(modules: tuple[nn.MultiheadAttention, ...]) -> None:
         raise NothingWatched(
             f"{len(found)} nn.MultiheadAttention would run in torch's fused path, which hides its "
             "attention and computes other bits than the path that can be seen",
-            fix="call torch.backends.mha.set_fastpath_enabled(False) first, for runs you compare too",
+            fix="call torch.backends.mha.set_fastpath_enabled(False) before the runs you compare",
         )
 
 
@@ -143,14 +145,14 @@ def _fake_forward(
     """The calls with the path of the innermost module that made each; and all modules that ran."""
     calls: list[tuple[str, AttentionCall]] = []
     running: list[str] = []
-    ran: dict[str, nn.Module] = {}
+    ran: dict[str, nn.Module] = {"": model}
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     fake_args, fake_kwargs = tree_map_only(Tensor, fake.from_tensor, (args, dict(kwargs)))
 
     def observe(call: AttentionCall, output: Tensor) -> None:
         calls.append((running[-1] if running else "", call))
 
-    with _unchanged(model), _named(model, running, ran), torch.no_grad():
+    with _one_at_a_time, _unchanged(model), _named(model, running, ran), torch.no_grad():
         try:
             with fake, Seam(observe):
                 model.forward(*fake_args, **fake_kwargs)
@@ -164,21 +166,27 @@ def _fake_forward(
 
 
 @contextmanager
-def _named(
-    model: nn.Module, running: list[str], ran: dict[str, nn.Module]
-) -> Iterator[None]:
-    """Keep in `running` the paths of the modules whose forward is under way, outermost first."""
+def _named(model: nn.Module, running: list[str], ran: dict[str, nn.Module]) -> Iterator[None]:
+    """Keep in `running` the paths of the submodules whose forward is under way, outermost first.
+
+    Another thread may run the model meanwhile; it is not meant.
+    """
     handles = []
+    thread = threading.get_ident()
 
     def enter(name: str, module: nn.Module) -> None:
-        running.append(name)
-        ran[name] = module
+        if threading.get_ident() == thread:
+            running.append(name)
+            ran[name] = module
 
-    for name, module in model.named_modules():
+    def leave(*_: object) -> None:
+        if threading.get_ident() == thread:
+            running.pop()
+
+    for name, module in _submodules(model):
         before = lambda module, _, name=name: enter(name, module)
-        after = lambda *_: running.pop() and None
         handles.append(module.register_forward_pre_hook(before))
-        handles.append(module.register_forward_hook(after, always_call=True))
+        handles.append(module.register_forward_hook(leave, always_call=True))
     try:
         yield
     finally:
@@ -193,18 +201,25 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
     A hook that copies what it sees to numpy would fail on fake tensors, and a model that caches a
     tensor during its forward would be left with a fake one.
     """
-    before = [(each, dict(each.__dict__), dict(each._buffers)) for each in model.modules()]
-    for module in model.modules():
+    before = [
+        (store, dict(store))
+        for module in model.modules()
+        for store in (module.__dict__, module._buffers)
+    ]
+    for _, module in _submodules(model):  # the model's own do not run: its forward is called
         module._forward_hooks = OrderedDict()
         module._forward_pre_hooks = OrderedDict()
     try:
         yield
     finally:
-        for module, attributes, buffers in before:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-            module._buffers.clear()
-            module._buffers.update(buffers)
+        for store, was in before:
+            for name in store.keys() - was.keys():
+                del store[name]
+            store.update(was)
+
+
+def _submodules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [(name, module) for name, module in model.named_modules() if module is not model]
 
 
 def _distinct(names: list[str]) -> list[str]:
@@ -218,8 +233,8 @@ def _distinct(names: list[str]) -> list[str]:
 
 
 def _site(index: int, name: str, call: AttentionCall, rules: tuple[GridRule, ...]) -> Site:
-    q, k = operands(call).q, operands(call).k
-    queries, keys = q.shape[-2], k.shape[-2]
+    attention = operands(call)
+    q, queries, keys = attention.q, attention.q.shape[-2], attention.k.shape[-2]
     grid = next((rule.grid for rule in rules if rule.fits(name, queries, keys)), None)
     return Site(
         index=index,

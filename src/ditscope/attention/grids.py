@@ -62,19 +62,19 @@ def _patches(inputs: Inputs, model: nn.Module, start: int = 0) -> TokenGrid | No
 
 
 def _image_then_cross(model: nn.Module, inputs: Inputs) -> tuple[GridRule, ...]:
-    """diffusers DiT and PixArt: attn1 is over patches, attn2 looks at the text."""
+    """Of diffusers DiT and PixArt: attn1 is over patches, attn2 looks at the text."""
     grid = _patches(inputs, model)
     return (GridRule("*.attn1", grid, exact=True),) if grid else ()
 
 
 def _image_before_text(model: nn.Module, inputs: Inputs) -> tuple[GridRule, ...]:
-    """diffusers SD3: joint attention, patches first; attn2, where it exists, is patches alone."""
+    """Of diffusers SD3: joint attention, patches first; attn2, if any, is patches alone."""
     grid = _patches(inputs, model)
     return (GridRule("*", grid),) if grid else ()
 
 
 def _text_before_image(model: nn.Module, inputs: Inputs) -> tuple[GridRule, ...]:
-    """diffusers FLUX: joint attention, text first; the position of each image token is an input."""
+    """Of diffusers FLUX: joint attention, text first; image tokens come with their positions."""
     ids: Tensor = inputs["img_ids"]
     height, width = (int(ids[..., axis].max()) + 1 for axis in (1, 2))
     if height * width != ids.shape[-2]:

@@ -150,7 +150,7 @@ def _reached_by(seam: Seam) -> Iterator[None]:
 
 
 def _led(*args: Any, **kwargs: Any) -> Tensor:
-    """Attention, seen by the seams of this thread; the one that met the composite first sees first."""
+    """Attention, seen by the seams of this thread; the first to meet the composite sees first."""
     attention = _replaced
     for seam in reversed(getattr(_inside, "seams", ())):
         attention = partial(seam.attend, attention)

@@ -19,14 +19,15 @@ Shapes: B rows, H heads, N queries, M keys, K head width, G grid rows plus grid 
 from __future__ import annotations
 
 from collections.abc import Collection
-from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ditscope.attention.lse import LOW_PRECISION, attention_lse, has_fused_lse
 from ditscope.attention.operands import Operands, operands
 from ditscope.attention.seam import AttentionCall
+from ditscope.attention.tables import lines, squared_distances_to_lines
 from ditscope.attention.tiles import tiled_statistics
 from ditscope.core.sites import TokenGrid
 from ditscope.core.statistics import STATISTICS
@@ -111,41 +112,21 @@ def _rms_distance(
     it every row of the call counts the same; swap q and k to average over the rows of the map.
     """
     bias = None if lse is None else -lse
-    places, apart = _places(grid, q.dtype, q.device), _apart(grid, q.device)
-    square, total, sums = 0.0, 0.0, None
-    for first in range(0, places.shape[-1], q.shape[-1]):
-        columns = places[:, first : first + q.shape[-1]]
-        padded = torch.nn.functional.pad(columns, (0, q.shape[-1] - columns.shape[-1]))
-        found, sums = attention_lse(k, q, padded.expand(*q.shape[:2], *padded.shape), bias, scale)
-        share = found[..., : columns.shape[-1]].float()  # (B, H, M, G)
+    width = q.shape[-1]
+    places = lines(grid.height, grid.width, q.dtype, q.device).split(width, dim=-1)
+    aparts = squared_distances_to_lines(grid.height, grid.width, q.device).split(width, dim=-1)
+    square = total = lse_of_keys = q.new_zeros((), dtype=torch.float32)
+    for place, apart in zip(places, aparts, strict=True):  # (N, g) and (M, g), as many as fit
+        columns = place.shape[-1]
+        values = F.pad(place, (0, width - columns)).expand_as(q)
+        found, lse_of_keys = attention_lse(k, q, values, bias, scale)
+        share = found[..., :columns].float()  # (B, H, M, g)
         if lse is not None:
-            share.mul_(sums.exp().unsqueeze(-1))
+            share.mul_(lse_of_keys.exp().unsqueeze(-1))
         total = total + share.sum((-1, -2))
-        square = square + share.mul_(apart[:, first : first + q.shape[-1]]).sum((-1, -2))
-    # Every query lies in one row and in one column: `total` counts the mass twice.
-    return (square / (total / 2)).sqrt(), sums
-
-
-@lru_cache(maxsize=16)
-def _places(grid: TokenGrid, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The grid column and then the grid row of each patch as one-hot vectors: (I, G)."""
-    token = torch.arange(grid.count, device=device)
-    return torch.cat(
-        [
-            torch.nn.functional.one_hot(token % grid.width, grid.width),
-            torch.nn.functional.one_hot(token // grid.width, grid.height),
-        ],
-        dim=-1,
-    ).to(dtype)
-
-
-@lru_cache(maxsize=16)
-def _apart(grid: TokenGrid, device: torch.device) -> Tensor:
-    """Squared distance of each patch to each grid column and to each grid row: (I, G) float32."""
-    token = torch.arange(grid.count, device=device)[:, None]
-    columns = token % grid.width - torch.arange(grid.width, device=device)
-    rows = token // grid.width - torch.arange(grid.height, device=device)
-    return torch.cat([columns, rows], dim=-1).float().square()
+        square = square + share.mul_(apart).sum((-1, -2))
+    # Every query lies in one column and in one row: the total counts the mass twice.
+    return (square * 2 / total).sqrt(), lse_of_keys
 
 
 def _common_offset(k: Tensor) -> Tensor:

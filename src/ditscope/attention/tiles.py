@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from ditscope.attention.operands import Operands
+from ditscope.attention.tables import squared_distances
 from ditscope.core.sites import TokenGrid
 
 TILE_ELEMENTS = {"cpu": 2**18}  # one MiB of float32: half of a core's second-level cache
@@ -95,7 +95,9 @@ def _block(
         bias,
         slice(first - queries.start, last - queries.start),
         slice(grid.start, grid.start + grid.count),
-        squared_distances(grid, first - grid.start, last - grid.start, attention.q.device),
+        squared_distances(
+            grid.height, grid.width, first - grid.start, last - grid.start, attention.q.device
+        ),
         attention.plain and grid.count == attention.q.shape[-2] == attention.k.shape[-2],
     )
 
@@ -128,6 +130,8 @@ def _reduce(scores: Tensor, block: _Block, sums: _Sums) -> None:
     p = scores.softmax(-1)
     largest = scores.amax(-1)
     lse = largest - p.amax(-1).log()  # the largest p is 1 / sum exp(s - max s)
+    if block.apart is not None:
+        _add_distances(scores, p, block.apart, block, sums)
     if block.bias is None:
         seeing = torch.full(p.shape[:1], p.shape[1], device=p.device)
     else:
@@ -140,29 +144,18 @@ def _reduce(scores: Tensor, block: _Block, sums: _Sums) -> None:
     sums.add("seeing", seeing)
     if "received_max" in block.names:
         sums.add("received", p.sum(-2))
-    if block.apart is not None:
-        _add_distances(p, block.apart, block, sums)
     if "entropy" in block.names:  # -sum p log p = log-sum-exp - sum p s
         if block.bias is not None:
             lse = lse.masked_fill(lse == -torch.inf, 0.0)
         sums.add("entropy", lse.sum(-1) - scores.mul_(p).sum((-1, -2)))
 
 
-def _add_distances(p: Tensor, apart: Tensor, block: _Block, sums: _Sums) -> None:
+def _add_distances(scores: Tensor, p: Tensor, apart: Tensor, block: _Block, sums: _Sums) -> None:
     if block.whole:
         sums.add("square", torch.mv(p.flatten(1), apart.flatten()))
         return
-    among = p[:, block.image_queries, block.image_keys]
-    mass = among.sum(-1)  # (t, n): the share of the image keys, to renormalise by
-    absent = mass == 0
-    sums.add("square", ((among * apart).sum(-1) / mass).masked_fill_(absent, 0.0).sum(-1))
-    sums.add("placed", (~absent).sum(-1))
-
-
-@lru_cache(maxsize=32)
-def squared_distances(grid: TokenGrid, first: int, last: int, device: torch.device) -> Tensor:
-    """Squared distances in patches of patches `first` .. `last - 1` to all: (n, I) float32."""
-    token = torch.arange(grid.count, device=device)
-    y, x = (token // grid.width).float(), (token % grid.width).float()
-    rows = slice(first, last)
-    return (y[rows, None] - y).square_() + (x[rows, None] - x).square_()
+    among = scores[:, block.image_queries, block.image_keys]
+    blind = among.amax(-1) == -torch.inf
+    square = (among.softmax(-1) * apart).sum(-1)  # (t, n), renormalised to the image keys
+    sums.add("square", square.masked_fill_(blind, 0.0).sum(-1))
+    sums.add("placed", (~blind).sum(-1))

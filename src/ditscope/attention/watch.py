@@ -23,7 +23,7 @@ import xarray
 from torch import Tensor, nn
 from torch._guards import detect_fake_mode
 
-from ditscope.attention.capture import Capture
+from ditscope.attention.capture import Capture, known_statistics
 from ditscope.attention.census import Census, refuse_fused, take_census
 from ditscope.attention.operands import Operands
 from ditscope.attention.rows import attention_columns, attention_rows
@@ -66,17 +66,30 @@ def watch(
             expected="a torch.nn.Module",
             fix="of a diffusers pipeline, watch the network: pipe.transformer",
         )
+    if getattr(model, "_compiled_call_impl", None) is not None:
+        raise BadRequest(
+            f"the {type(model).__name__} was compiled in place, with its hooks inside",
+            field="model",
+            fix="instead of model.compile(), use compiled = torch.compile(model) and watch that",
+        )
     return Watch(model, statistics, keep, grid)
 
 
 @dataclass
-class _Forward:
-    """One forward, while it runs and when it is over."""
+class _Running:
+    """A forward under way."""
 
     handling: BaseException | None  # what was being handled when it began
     capture: Capture | None = None  # None: not watched
     kept: Kept = field(default_factory=dict)
-    values: dict[str, Tensor] = field(default_factory=dict)  # (B, L, H) each
+
+
+@dataclass(frozen=True)
+class _Forward:
+    """A forward that has run."""
+
+    values: dict[str, Tensor]  # (B, L, H) each
+    kept: Kept
 
 
 class Watch:
@@ -93,13 +106,13 @@ class Watch:
         grid: TokenGrid | Mapping[str, TokenGrid] | None,
     ) -> None:
         self._model, self._grid = model, grid
-        self._names, self._keep = tuple(statistics), None if keep is None else tuple(keep)
+        self._names = known_statistics(statistics)
+        self._keep = None if keep is None else tuple(keep)
         self._census: Census | None = None
         self._forwards: list[_Forward] = []
-        self._running = threading.local()  # .stack: forwards of this thread, outermost first
+        self._running = threading.local()  # .stack: of this thread, outermost first
         self._lock = threading.Lock()
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        Capture((), self._names)  # refuses unknown statistics
 
     def __enter__(self) -> Self:
         # The post hook is prepended so that nested watches close in reverse order.
@@ -119,9 +132,9 @@ class Watch:
     ) -> None:
         for handle in self._handles:
             handle.remove()
-        for forward in reversed(self._stack()):  # an interrupt runs no hooks
-            if forward.capture:
-                forward.capture.__exit__(kind, error, traceback)
+        for running in reversed(self._stack()):  # an interrupt runs no hooks
+            if running.capture:
+                running.capture.__exit__(kind, error, traceback)
         self._stack().clear()
         if kind is None and not self._forwards:
             raise NothingWatched(
@@ -174,14 +187,14 @@ class Watch:
         queries = [query] if isinstance(query, int) else list(query)
         rows = attention_rows(*self._kept(site, forward), queries)
         dims = ("sample", "head", "query", "key")
-        return xarray.DataArray(rows.cpu().numpy(), dims=dims, coords={"query": queries})
+        return xarray.DataArray(rows.cpu().numpy(), {"query": queries}, dims, name="attention")
 
     def columns(self, site: str, key: int | Sequence[int], forward: int = -1) -> xarray.DataArray:
         """Who looks at some keys of a site: (sample, head, query, key). Errors as for `rows`."""
         keys = [key] if isinstance(key, int) else list(key)
         columns = attention_columns(*self._kept(site, forward), keys)
         dims = ("sample", "head", "query", "key")
-        return xarray.DataArray(columns.cpu().numpy(), dims=dims, coords={"key": keys})
+        return xarray.DataArray(columns.cpu().numpy(), {"key": keys}, dims, name="attention")
 
     def _seen(self) -> Census:
         if self._census is None or not self._forwards:
@@ -195,37 +208,38 @@ class Watch:
         count = len(self._forwards)
         if not -count <= forward < count:
             raise BadRequest(
-                f"there is no forward {forward}", field="forward", expected=f"-1, or 0 to {count - 1}"
+                f"there is no forward {forward}",
+                field="forward",
+                expected=f"-1, or 0 to {count - 1}",
             )
         kept = self._forwards[forward].kept
         if site not in kept:
             raise BadRequest(
                 f"the queries and keys of {site!r} were not kept in forward {forward}",
                 fix=f"watch(model, keep=[{site!r}]) keeps them in every forward; by default they "
-                f"are kept of the last forward, if all sites together take up to {KEPT_BYTES:,} bytes",
+                f"are kept of the last forward, if all take {KEPT_BYTES:,} bytes or less",
             )
         return kept[site]
 
-    def _stack(self) -> list[_Forward]:
+    def _stack(self) -> list[_Running]:
         if not hasattr(self._running, "stack"):
             self._running.stack = []
         return self._running.stack
 
-    def _before(
-        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        forward = _Forward(handling=sys.exc_info()[1])
-        self._stack().append(forward)
+    def _before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        running = _Running(handling=sys.exc_info()[1])
+        self._stack().append(running)
         if detect_fake_mode((args, kwargs)):  # someone traces the model: nothing runs
             return
         with self._lock:
             if self._census is None:
-                self._census = take_census(model, args, kwargs, self._grid)
-                self._check_globs(self._census)
+                census = take_census(model, args, kwargs, self._grid)
+                self._check_globs(census)
+                self._census = census
         refuse_fused(self._census.fused)
-        keeper = _Keeper(forward.kept, self._keep)
-        forward.capture = Capture(self._census.sites, self._names, on_attention=keeper)
-        forward.capture.__enter__()
+        keeper = _Keeper(running.kept, self._keep)
+        running.capture = Capture(self._census.sites, self._names, on_attention=keeper)
+        running.capture.__enter__()
 
     def _after(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
@@ -233,28 +247,25 @@ class Watch:
         stack = self._stack()
         if not stack:  # a hook before ours failed
             return
-        forward = stack.pop()
-        if forward.capture is None:
+        running = stack.pop()
+        if running.capture is None:
             return
         error = sys.exc_info()[1]
-        error = None if error is forward.handling else error
-        forward.capture.__exit__(type(error) if error else None, error, None)
+        error = None if error is running.handling else error
+        running.capture.__exit__(type(error) if error else None, error, None)
         if error:
             return
-        forward.values = forward.capture.statistics()
-        forward.capture = None
+        forward = _Forward(running.capture.statistics(), running.kept)
         with self._lock:
             if self._keep is None:
-                for each in self._forwards:
-                    each.kept.clear()
+                for earlier in self._forwards:
+                    earlier.kept.clear()
             self._forwards.append(forward)
 
     def _check_globs(self, census: Census) -> None:
         names = [site.name for site in census.sites]
         idle = [
-            glob
-            for glob in self._keep or ()
-            if not any(fnmatchcase(name, glob) for name in names)
+            glob for glob in self._keep or () if not any(fnmatchcase(name, glob) for name in names)
         ]
         if idle:
             raise BadRequest(

@@ -22,6 +22,7 @@ import typer
 from ditscope.cli.console import print_error
 from ditscope.cli.convert import convert
 from ditscope.cli.demo import demo
+from ditscope.cli.info import info
 from ditscope.cli.models import models
 from ditscope.cli.sample import sample
 from ditscope.cli.train import train
@@ -78,7 +79,7 @@ def ditscope(
     """Build, train and run Diffusion Transformers, and see what they attend to."""
 
 
-for command in (convert, demo, models, sample, train):
+for command in (demo, sample, train, models, convert, info):
     app.command(command.__name__)(command)
 
 

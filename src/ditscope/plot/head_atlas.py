@@ -26,14 +26,15 @@ from ditscope.plot.theme import (
     Plot,
     themed,
 )
-from ditscope.plot.words import sentence, step_words, subject_words
+from ditscope.plot.words import counted, sentence, step_words, subject_words
 from ditscope.runs.reader import Run
 
 LABELS, GAP, BAR_ROOM, HEAD_ROOM = 0.62, 0.12, 2.2, 0.42
 """Inches: left of the table, before the column of means, right of that, above the table."""
-CELL_WIDTH, CELL_HEIGHT, VALUE_WIDTH, BAR_HEIGHT = (0.1, 0.95), (0.27, 0.4), 0.33, 1.4
-"""Inches: least and greatest size of a cell; the width below which values are not written; the
-least height of the colour bar."""
+CELL_WIDTH, CELL_HEIGHT, BAR_HEIGHT = (0.1, 0.95), (0.27, 0.4), 1.4
+VALUE_WIDTH, NUMBER_WIDTH = 0.33, 0.2
+"""Inches: least and greatest size of a cell; least height of the colour bar; least width of a cell
+for its value, and its number, to be written."""
 
 
 @dataclass(frozen=True)
@@ -114,15 +115,14 @@ class AtlasColours:
 
 def atlas_colours(atlas: HeadAtlas, words: MetricWords) -> AtlasColours:
     """Entropy is coloured as a share of log N, 0 to 100 %; other statistics from 0 to their top."""
-    shown = (
-        atlas.values / atlas.maximum.where(atlas.maximum > 0) if words.relative else atlas.values
-    )
+    relative = words.relative and bool((atlas.maximum > 0).all())
+    shown = atlas.values / atlas.maximum if relative else atlas.values
     known = shown.values[numpy.isfinite(shown.values)]
     top = float(known.max()) if known.size else 0.0
-    high = 1.0 if words.relative or top <= 0 else top
+    high = 1.0 if relative or top <= 0 else top
     ticks = tuple(high * part for part in (0, 0.25, 0.5, 0.75, 1))
     most = float(atlas.maximum[0])
-    if not words.relative:
+    if not relative:
         labels = tuple(words.value(tick) for tick in ticks)
     elif (atlas.maximum == most).all():
         labels = tuple(f"{percent(tick)} = {words.value(tick * most)}" for tick in ticks)
@@ -173,7 +173,7 @@ def heads(
     table = page.panel(left, top, columns * cell, height)
     means = page.panel(left + columns * cell + GAP, top, cell, height)
     for axes, values, shown, names in (
-        (table, atlas.values, colours.shown, [str(head) for head in range(columns)]),
+        (table, atlas.values, colours.shown, _numbers(columns, cell)),
         (means, *(v.mean("head", keepdims=True) for v in (atlas.values, colours.shown)), ["mean"]),
     ):
         draw_map(axes, shown.values, colours.norm, STATISTIC_COLOURS)
@@ -190,6 +190,11 @@ def heads(
     bar = page.panel(left + (columns + 1) * cell + GAP + 0.3, top, BAR, max(height, BAR_HEIGHT))
     _draw_bar(bar, colours, words)
     return page.figure
+
+
+def _numbers(count: int, cell: float) -> list[str]:
+    """Numbers of columns: all of them, or every fifth where cells are narrow."""
+    return [str(i) if cell >= NUMBER_WIDTH or i % 5 == 0 else "" for i in range(count)]
 
 
 def _draw_bar(axes: Axes, colours: AtlasColours, words: MetricWords) -> None:
@@ -244,7 +249,7 @@ def _frame(axes: Axes, place: tuple[int, int]) -> None:
 
 def _subtitle(run: Run, atlas: HeadAtlas, name: str) -> str:
     """What is measured, when, and on what."""
-    when, what = f"mean over {len(run.steps)} steps", BRANCH_WORDS[atlas.branch]
+    when, what = counted("mean over", len(run.steps), "step"), BRANCH_WORDS[atlas.branch]
     if atlas.step is not None:
         when = step_words(run, atlas.step)
     if atlas.sample is not None:

@@ -59,14 +59,14 @@ class Scale:
 def scale_of(maps: numpy.ndarray) -> Scale:
     """The scale on which maps (any shape, none negative, NaN allowed) are drawn together.
 
-    One value throughout is drawn in the middle of the scale.
+    One value throughout is drawn in the middle of the scale, so far as shares go to 100 %.
     """
     known = maps[numpy.isfinite(maps)]
     if not known.size:
         return Scale(1.0)
     low, high = float(known.min()), float(known.max())
     if high - low <= 1e-6 * high:
-        return Scale(4 * high if high > 0 else 1.0, constant=high)
+        return Scale(min(4 * high, max(1.0, high)) if high > 0 else 1.0, constant=high)
     return Scale(high)
 
 

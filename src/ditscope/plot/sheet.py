@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.font_manager import FontProperties
-from matplotlib.textpath import text_to_path
+from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from ditscope.plot.theme import DPI, FONT, INK, MUTED, NOTE, PANEL_TITLE, SUBTITLE, TITLE, Plot
 
@@ -68,7 +68,7 @@ def sheet(title: str, subtitle: str, notes: list[str], body: float, width: float
         body: height of the panels, inches.
         width: of the whole figure, inches; never less than the words need.
     """
-    width = max(width, LEAST_WIDTH)
+    width = round(max(width, LEAST_WIDTH) * DPI) / DPI
     room = width - 2 * MARGIN
     lines = [
         (text, size, weight, colour)
@@ -95,21 +95,28 @@ def sheet(title: str, subtitle: str, notes: list[str], body: float, width: float
 
 def wrapped(words: str, size: float, room: float, weight: str = "normal") -> list[str]:
     """`words` in as few lines as fit `room` inches; a word that is too long for one is cut."""
-    font = FontProperties(family=FONT, size=size, weight=weight)
+    most = room * 72 / size  # em
 
-    def fits(text: str) -> bool:
-        width, _, _ = text_to_path.get_text_width_height_descent(text, font, ismath=False)
-        return width <= room * 72
+    def width(text: str) -> float:
+        return sum(_advance(character, weight) for character in text)
 
     lines: list[str] = []
     for word in words.split():
-        while not fits(word) and len(word) > 1:
+        while width(word) > most and len(word) > 1:
             word = f"{word[:-2]}…"
-        if lines and fits(f"{lines[-1]} {word}"):
+        if lines and width(f"{lines[-1]} {word}") <= most:
             lines[-1] += f" {word}"
         else:
             lines.append(word)
     return lines
+
+
+@cache
+def _advance(character: str, weight: str) -> float:
+    """Width of a character in the theme's font, in em."""
+    font = get_font(findfont(FontProperties(family=FONT, weight=weight)))
+    font.set_size(100, 72)
+    return font.load_char(ord(character)).linearHoriAdvance / 65536 / 100
 
 
 def fitted(shape: tuple[int, ...], width: float, height: float) -> tuple[float, float]:

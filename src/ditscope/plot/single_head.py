@@ -50,7 +50,7 @@ def head_map(run: Run, *, title: str | None = None, **where: Unpack[Where]) -> P
     page = sheet(
         title or f"Where the outlined patch looks in one {kind}",
         panel_words(run, panels),
-        [f"Colour: {scale.words()}. {SPREAD_NOTE}", *closing_notes(panels)],
+        [f"Colour: {scale.words()}.", SPREAD_NOTE, *closing_notes(panels)],
         TITLE_ROOM + height + NOTE_ROOM,
         width=2 * (MARGIN + width) + BETWEEN + BAR_ROOM,
     )

@@ -17,7 +17,7 @@ from matplotlib import font_manager, style
 from matplotlib.figure import Figure
 
 from ditscope.core.atomic import new_file
-from ditscope.errors import BadRequest, foreign
+from ditscope.errors import MAX_FOREIGN_TEXT, BadRequest, foreign
 
 DPI = 144
 """Dots per inch of a saved figure; panel edges are laid on this raster."""
@@ -87,11 +87,11 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def printable(text: object) -> str:
+def printable(text: object, limit: int = MAX_FOREIGN_TEXT) -> str:
     """Foreign text, with what the theme's font cannot draw shown by its code point."""
     return "".join(
         character if ord(character) in _glyphs() else f"\\u{ord(character):04x}"
-        for character in foreign(text)
+        for character in foreign(text, limit)
     )
 
 

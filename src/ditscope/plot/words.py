@@ -12,6 +12,9 @@ from ditscope.plot.marks import percent, scale_of
 from ditscope.plot.theme import printable
 from ditscope.runs.reader import Head, Run
 
+MAX_NAME = 60
+"""Characters of a class name that are written in a line with other words."""
+
 SPREAD_NOTE = (
     "≈ n patches: how many the attention spreads over, exp(entropy of the map). "
     "even: what each patch gets if all get the same."
@@ -26,24 +29,33 @@ def sentence(*parts: str) -> str:
 
 def layer_words(run: Run, layer: int) -> str:
     """`layer 5 of 0-7`."""
-    return f"layer {layer} of 0-{len(run.manifest.sites) - 1}"
+    return _numbered("layer", layer, len(run.manifest.sites))
 
 
 def head_words(run: Run, layer: int, head: Head) -> str:
     """`head 2 of 0-3`, or that it is a mean."""
     heads = run.manifest.sites[layer].heads
-    return f"mean of {heads} heads" if head == "mean" else f"head {head} of 0-{heads - 1}"
+    return counted("mean of", heads, "head") if head == "mean" else _numbered("head", head, heads)
 
 
 def step_words(run: Run, step: int) -> str:
     """`step 37 of 0-49 (noise 0.26)`."""
     level = run.manifest.steps[step].noise_level
-    return f"step {step} of 0-{len(run.manifest.steps) - 1} (noise {level:.2f})"
+    return f"{_numbered('step', step, len(run.manifest.steps))} (noise {level:.2f})"
+
+
+def counted(words: str, count: int, thing: str) -> str:
+    """`mean over 50 steps`, `mean over 1 step`."""
+    return f"{words} {count} {thing}{'' if count == 1 else 's'}"
+
+
+def _numbered(thing: str, index: int, count: int) -> str:
+    return f"{thing} {index} of 0-{count - 1}" if count > 1 else f"the only {thing}"
 
 
 def subject_words(run: Run, sample: int, branch: Branch) -> str:
     """What the model was asked for, in the branch that is shown."""
-    name = f'"{printable(run.manifest.labels[sample].name)}"'
+    name = f'"{printable(run.manifest.labels[sample].name, MAX_NAME)}"'
     return f"asked for {name}" if branch == "cond" else f"{name}, branch that is not told the class"
 
 

@@ -1,7 +1,7 @@
 """What stands where in a run directory. All of it follows from the manifest.
 
     run.json            the manifest
-    images/0000.png     one per sample, or none where latents could not be decoded
+    images/0000.png     one per sample
     data.zarr/          a Zarr v3 group
       latents           (step, sample, channel, y, x): the exact input of each evaluation
       final             (sample, channel, y, x): what the codec turned into the images
@@ -50,7 +50,7 @@ MAX_MANIFEST_BYTES = 16_000_000
 MAX_SEAL_BYTES = 100
 MAX_ELEMENTS = 2**33
 MAX_CHUNK_BYTES = 64 * 2**20
-MAX_FILES = 100_000
+MAX_FILES = 80_000  # their records fit in a manifest
 SHARED_CHUNK_BYTES = 16 * 2**20
 """Samples share a chunk up to this size: few files, and still one layer of one step is one read."""
 
@@ -94,20 +94,20 @@ class Layout:
 
     @property
     def image_files(self) -> list[str]:
-        """One picture per sample. A run has all of them or none."""
+        """One picture per sample."""
         return [f"{IMAGES}/{sample:04d}.png" for sample in range(len(self.manifest.labels))]
 
     @property
-    def final_files(self) -> list[str]:
-        """The chunks of the final latents."""
-        return list(self.final.chunk_files())
+    def end_files(self) -> list[str]:
+        """What is written after the last step: final latents and images."""
+        return [*self.final.chunk_files(), *self.image_files]
 
-    def files(self, num_steps: int) -> list[str]:
-        """Every file of a run of which the first `num_steps` steps are written, and no more."""
+    def files(self, num_steps: int, *, ended: bool) -> list[str]:
+        """Every file of a run of which the first `num_steps` steps are written."""
         files = self.group_files + [spec.metadata_file for spec in self.arrays]
         for step in range(num_steps):
             files += self.step_files(step)
-        return files
+        return files + (self.end_files if ended else [])
 
 
 def seal_of(manifest: bytes) -> bytes:

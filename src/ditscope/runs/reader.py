@@ -47,7 +47,8 @@ class Run:
     """A recorded sampling. Nothing on disk is changed; bytes are checked whenever they are decoded.
 
     `manifest` says what was run; `complete` is false for a run that was interrupted or is still
-    being written, of which only the committed steps are shown.
+    being written, of which only the committed steps are shown. `layout` and `files` are the arrays
+    and files underneath, for tools.
     """
 
     def __init__(self, path: Path, layout: Layout, *, complete: bool) -> None:
@@ -69,14 +70,9 @@ class Run:
         return self.manifest.steps[: len(self.manifest.committed_steps)]
 
     @property
-    def has_final(self) -> bool:
-        """Whether the sampling came to its end; only then there can be images."""
-        return self.layout.final_files[0] in self.manifest.files
-
-    @property
     def has_images(self) -> bool:
-        """Whether there are pictures: not where nothing could decode the latents."""
-        return self.layout.image_files[0] in self.manifest.files
+        """Whether the sampling came to its end, so that there are final latents and images."""
+        return self.layout.end_files[0] in self.manifest.files
 
     @cached_property
     def stats(self) -> xarray.Dataset:
@@ -101,18 +97,17 @@ class Run:
         """The latents after the last step: (sample, channel, y, x) float32. Raises BadRun."""
         from ditscope.runs import labelled
 
-        if not self.has_final:
+        if not self.has_images:
             raise BadRun("a partial run has no final latents", file=self.path)
         return labelled.final_latents(self.files, self.layout)
 
     @cached_property
     def images(self) -> xarray.DataArray:
-        """The pictures: (sample, y, x, channel) uint8. Raises BadRun, also if it has none."""
+        """The pictures: (sample, y, x, channel) uint8. Raises BadRun."""
         from ditscope.runs import labelled
 
         if not self.has_images:
-            reason = "its latents could not be decoded" if self.has_final else "it is partial"
-            raise BadRun(f"has no images: {reason}", file=self.path)
+            raise BadRun("a partial run has no images", file=self.path)
         pictures = [self.files.image(name) for name in self.layout.image_files]
         if len({picture.shape for picture in pictures}) > 1:
             raise BadRun("pictures of different sizes", file=self.path)
@@ -176,7 +171,7 @@ class Run:
         """Hash every file and check every number; what is wrong is listed, not raised."""
         from ditscope.runs.verify import verify
 
-        return verify(self.files, self.layout)
+        return verify(self.files, self.layout, ended=self.has_images)
 
     def _load(self, step: int, branch: Branch, sample: int, layer: int) -> Operands:
         if step in self.manifest.qk_steps:
@@ -269,15 +264,15 @@ def _manifest(data: bytes, file: Path) -> RunManifest:
         raise BadRun(f"larger than {MAX_MANIFEST_BYTES:,} bytes", file=file)
     tree = strict_json.parse(data, file=file, error=BadRun)
     version = tree.get("schema_version")
-    if isinstance(version, int) and version > SCHEMA_VERSION:
+    if type(version) is int and version != SCHEMA_VERSION:
         versions = tree.get("versions")
         maker = versions.get("ditscope", "?") if isinstance(versions, dict) else "?"
         raise BadRun(
-            f"made by ditscope {foreign(maker)}, schema version {version}; this ditscope reads "
-            f"up to {SCHEMA_VERSION}",
+            f"{foreign(version)}, made by ditscope {foreign(maker)}",
             file=file,
             field="schema_version",
-            fix="update ditscope",
+            expected=f"{SCHEMA_VERSION}, which this ditscope reads",
+            fix="update ditscope" if version > SCHEMA_VERSION else None,
         )
     manifest = strict_json.validated(RunManifest, tree, file=file, error=BadRun)
     invariants.check(manifest, str(file))
@@ -287,9 +282,7 @@ def _manifest(data: bytes, file: Path) -> RunManifest:
 def _check_files(run: Run) -> None:
     """Every file that the run consists of is listed, there, and of its size; arrays are ours."""
     listed_files = run.manifest.files.keys()
-    expected = run.layout.files(len(run.steps))
-    expected += run.layout.final_files if run.complete or run.has_final else []
-    expected += run.layout.image_files if run.has_images else []
+    expected = run.layout.files(len(run.steps), ended=run.complete or run.has_images)
     strange = listed_files - set(expected)
     missing = [name for name in expected if name not in listed_files]
     if strange or missing:

@@ -41,7 +41,7 @@ class Verification:
         return not self.problems
 
 
-def verify(files: RunFiles, layout: Layout) -> Verification:
+def verify(files: RunFiles, layout: Layout, *, ended: bool) -> Verification:
     """Hash and decode every listed file, and check what its numbers must satisfy.
 
     Latents are finite. Statistics are within their bounds where a branch was evaluated, NaN where
@@ -50,7 +50,7 @@ def verify(files: RunFiles, layout: Layout) -> Verification:
     """
     problems: list[str] = []
     places = _row_places(layout)
-    for check in _checks(files, layout, places):
+    for check in _checks(files, layout, places, ended=ended):
         try:
             problems += check()
         except BadRun as error:
@@ -72,19 +72,20 @@ class _Place(NamedTuple):
     query: int
 
 
-def _checks(files: RunFiles, layout: Layout, places: list[_Place]) -> Iterator[Check]:
+def _checks(
+    files: RunFiles, layout: Layout, places: list[_Place], *, ended: bool
+) -> Iterator[Check]:
     for name in (*layout.group_files, *(spec.metadata_file for spec in layout.arrays)):
         yield partial(_unchanged, files, name)
     for step in layout.manifest.committed_steps:
         yield from _step_checks(files, layout, step)
     for place in places:
         yield partial(_sums_to_one, files, layout, place)
-    for name in layout.final_files:
-        if name in files.records:
+    if ended:
+        for name in layout.final.chunk_files():
             yield partial(_finite, files, layout.final, name)
-    sizes: set[tuple[int, ...]] = set()
-    for name in layout.image_files:
-        if name in files.records:
+        sizes: set[tuple[int, ...]] = set()
+        for name in layout.image_files:
             yield partial(_one_size, files, name, sizes)
 
 

@@ -49,8 +49,8 @@ class RunWriter:
     `manifest` says what will be written; its `committed_steps` and `files` are filled in here. If
     the block ends without `complete()`, by an error or not, the committed steps stay readable as a
     partial run; if there are none, or an older run would have been replaced, nothing of the new
-    one stays. A new step costs the encoding of its arrays and one flush; nothing is kept in memory
-    but the list of files.
+    one stays. With `overwrite` an older run at `path`, and all that was added to its folder, gives
+    way to the new one once that is complete. Nothing is kept in memory but the list of files.
 
     Raises:
         BadRun: the manifest contradicts itself, or asks for more than a reader would accept.
@@ -199,16 +199,13 @@ class RunWriter:
         """Seal the run, and put it in the place of the one it replaces, if any.
 
         Raises:
-            BadRequest: a step, the final latents or some of the images are missing. A run may have
-                no image at all.
+            BadRequest: a step, the final latents or an image is missing.
         """
         if self._num_steps < len(self._manifest.steps):
             raise BadRequest(
                 f"{self._num_steps} of {len(self._manifest.steps)} steps are committed"
             )
-        images = self._layout.image_files
-        self._expect_written(self._layout.final_files)
-        self._expect_written(images if any(name in self._pending for name in images) else ())
+        self._expect_written(self._layout.end_files)
         manifest = self._commit(self._num_steps)
         with self._disk():
             with new_file(self._target.folder / COMPLETE) as beside:

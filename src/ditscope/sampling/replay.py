@@ -8,6 +8,7 @@ Shapes: B rows of one batch, H heads, N tokens, K head width.
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import OrderedDict
 from functools import lru_cache
@@ -85,14 +86,17 @@ def _forward(run: Run, step: int, sample: int) -> dict[tuple[Branch, int], Opera
 
 @lru_cache(maxsize=1)
 def _loaded(
-    source: str, weights: str | None, num_heads: int, dtype: DType, device: str
+    source: str, weights: str | None, num_heads: int | None, dtype: DType, device: str
 ) -> Pipeline:
     return load(source, weights=weights, num_heads=num_heads, dtype=dtype, device=device)
 
 
 def _pipeline(model: ModelRecord) -> Pipeline:
-    num_heads = DiTConfig.model_validate(model.config).num_heads
-    pipe = _loaded(model.source, model.weights, num_heads, model.dtype, model.device)
+    is_file = Path(model.source).is_file()  # a folder says its number of heads, a file cannot
+    num_heads = DiTConfig.model_validate_json(json.dumps(model.config)).num_heads
+    pipe = _loaded(
+        model.source, model.weights, num_heads if is_file else None, model.dtype, model.device
+    )
     if pipe.weights_sha256 != model.weights_sha256:
         raise BadCheckpoint(
             "its weights are not those the run was made with",

@@ -1,0 +1,55 @@
+"""Constants of a token grid on a device, made once.
+
+Shapes: I patches of the grid, n some of them, G grid columns plus grid rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import ParamSpec
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+P = ParamSpec("P")
+
+
+def _remembered(make: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """Keep what was made lately; inside a compiled graph, where that cannot be, make it anew."""
+    kept = lru_cache(maxsize=32)(make)
+
+    @wraps(make)
+    def table(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        return make(*args, **kwargs) if torch.compiler.is_compiling() else kept(*args, **kwargs)
+
+    return table
+
+
+@_remembered
+def squared_distances(
+    height: int, width: int, first: int, last: int, device: torch.device
+) -> Tensor:
+    """From patches `first` .. `last - 1` to all patches: (n, I) float32."""
+    token = torch.arange(height * width, device=device)
+    y, x = (token // width).float(), (token % width).float()
+    some = slice(first, last)
+    return (y[some, None] - y).square_() + (x[some, None] - x).square_()
+
+
+@_remembered
+def lines(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The grid column and then the grid row of each patch, as one-hot vectors: (I, G)."""
+    token = torch.arange(height * width, device=device)
+    columns, rows = F.one_hot(token % width, width), F.one_hot(token // width, height)
+    return torch.cat([columns, rows], dim=-1).to(dtype)
+
+
+@_remembered
+def squared_distances_to_lines(height: int, width: int, device: torch.device) -> Tensor:
+    """From each patch to each grid column and to each grid row: (I, G) float32."""
+    token = torch.arange(height * width, device=device)[:, None]
+    columns = token % width - torch.arange(width, device=device)
+    rows = token // width - torch.arange(height, device=device)
+    return torch.cat([columns, rows], dim=-1).float().square()

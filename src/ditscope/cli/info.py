@@ -1,0 +1,327 @@
+"""`ditscope info`: what a run, a model or this installation is, without loading any weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ditscope.cli.console import MAX_LINE, print_json, results
+from ditscope.errors import EXIT_BAD_INPUT, BadRequest, foreign, listed
+
+if TYPE_CHECKING:
+    from ditscope.core.manifest import GuidanceRecord
+    from ditscope.core.sites import Site
+    from ditscope.runs.reader import Run
+
+Facts = dict[str, object]
+"""What is known of one thing, ready for JSON: text, numbers, lists and mappings of them."""
+
+PACKAGES = (
+    "torch",
+    "diffusers",
+    "safetensors",
+    "huggingface-hub",
+    "numpy",
+    "zarr",
+    "numcodecs",
+    "xarray",
+    "pydantic",
+    "matplotlib",
+    "pillow",
+)
+SIZE = "size"
+"""Name of facts that count bytes."""
+
+
+def info(
+    path: Annotated[
+        str | None,
+        typer.Argument(help="A run, a weight file, a model folder or a bundled model."),
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check every byte and number of a run.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Say what a run or a model is; without a path, what a bug report needs to know.
+
+    Weights are not loaded and pickles are not opened. A run that fails --verify ends with exit
+    code 3.
+    """
+    facts = environment() if path is None else describe(path)
+    if verify:
+        if path is None or facts["kind"] != "run":
+            raise BadRequest("only a run can be verified", file=path, field="--verify")
+        facts |= verification(place_of(path))
+    if json:
+        print_json(facts)
+    else:
+        for name, value in facts.items():
+            for line in lines_of(name, value):
+                results().print(line)
+    if facts.get("problems"):
+        raise typer.Exit(EXIT_BAD_INPUT)
+
+
+def describe(path: str) -> Facts:
+    """What is at `path`. Raises BadRequest for what is nothing of ours, BadInput if damaged."""
+    from ditscope.core.pipeline_config import CONFIG_FILE
+    from ditscope.runs.layout import MANIFEST
+
+    place = place_of(path)
+    if place.is_file():
+        return file_facts(place)
+    if (place / MANIFEST).exists():
+        return run_facts(place)
+    if (place / "model_index.json").exists() or (place / CONFIG_FILE).exists():
+        return folder_facts(place)
+    raise BadRequest(
+        "neither a run nor a model",
+        file=place,
+        expected=f"a folder with {MANIFEST}, {CONFIG_FILE} or model_index.json, or a weight file",
+    )
+
+
+def place_of(path: str) -> Path:
+    """The file or folder that `path` names: itself, or a bundled model. Raises BadRequest."""
+    from importlib.resources import files
+
+    bundled = Path(str(files("ditscope"))) / "bundled" / path
+    for place in (Path(path), bundled):
+        if place.exists():
+            return place
+    raise BadRequest("no such file, folder or bundled model", file=path)
+
+
+def environment() -> Facts:
+    """Versions, device and paths of this installation."""
+    import os
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    import ditscope
+
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "kind": "installation",
+        "ditscope": ditscope.__version__,
+        "python": f"{platform.python_version()} ({platform.python_implementation()})",
+        "platform": platform.platform(),
+        "cpu_cores": os.cpu_count(),
+        "devices": devices(),
+        "package": str(Path(ditscope.__file__).parent),
+        "versions": versions,
+    }
+
+
+def devices() -> list[str]:
+    """Where the network can run."""
+    try:
+        import torch
+    except ImportError:
+        return []
+    cards = [
+        f"cuda:{index} ({torch.cuda.get_device_name(index)})"
+        for index in range(torch.cuda.device_count())
+    ]
+    return ["cpu", *cards, *(["mps"] if torch.backends.mps.is_available() else [])]
+
+
+def run_facts(folder: Path) -> Facts:
+    """What a run recorded, and how much of it is there."""
+    from ditscope.runs.reader import open_run
+
+    run = open_run(folder, allow_partial=True)
+    manifest = run.manifest
+    whole, planned = len(run.steps), len(manifest.steps)
+    return {
+        "kind": "run",
+        "path": str(run.path),
+        "state": "complete" if run.complete else f"partial: {whole} of {planned} steps",
+        "created": manifest.created,
+        "model": manifest.model.name,
+        "source": manifest.model.source,
+        "weights": manifest.model.weights_sha256,
+        "parameters": manifest.model.parameters,
+        "ran_on": f"{manifest.model.device}, {manifest.model.dtype}",
+        "labels": [label.name for label in manifest.labels],
+        "seed": manifest.seed,
+        "sampler": manifest.sampler.name,
+        "steps": manifest.sampler.steps,
+        "evaluations": planned,
+        "guidance": guidance_text(manifest.guidance),
+        "latent": list(manifest.latent_shape),
+        "layers": len(manifest.sites),
+        "attention": site_text(manifest.sites[0]) if manifest.sites else "not recorded",
+        "statistics": list(manifest.statistics),
+        "qk_steps": list(manifest.qk_steps),
+        "size": run_sizes(run),
+        "made_with": manifest.versions,
+    }
+
+
+def guidance_text(guidance: GuidanceRecord) -> str:
+    """Classifier-free guidance in a few words."""
+    text = f"scale {guidance.scale:g}"
+    if guidance.channels is not None:
+        text += f", first {guidance.channels} channels"
+    if guidance.interval is not None:
+        low, high = guidance.interval
+        text += f", noise levels {low:g} to {high:g}"
+    return text
+
+
+def site_text(site: Site) -> str:
+    """The shape of one attention call."""
+    tokens = f"{site.queries} x {site.keys} tokens"
+    if site.grid:
+        tokens += f", patches {site.grid.height} x {site.grid.width}"
+    return f"{site.heads} heads of width {site.head_width}, {tokens}"
+
+
+def run_sizes(run: Run) -> dict[str, int]:
+    """Bytes on disk of each part of a run."""
+    parts: dict[str, int] = {}
+    for name, record in run.manifest.files.items():
+        part = name.removeprefix("data.zarr/").split("/")[0]
+        parts[part] = parts.get(part, 0) + record.size
+    parts.pop("zarr.json", None)
+    return parts
+
+
+def verification(folder: Path) -> Facts:
+    """What `Run.verify` says of a run."""
+    from ditscope.runs.reader import open_run
+
+    found = open_run(folder, allow_partial=True).verify()
+    return {
+        "verified": {
+            "files": found.num_files,
+            "size": found.num_bytes,
+            "attention rows": found.num_rows,
+        },
+        "problems": list(found.problems),
+    }
+
+
+def file_facts(file: Path) -> Facts:
+    """What the header of a weight file declares."""
+    from ditscope.model.header import looks_like_pickle
+
+    with file.open("rb") as stream:
+        start = stream.read(8)
+    facts: Facts = {"kind": "weights", "path": str(file)}
+    if not looks_like_pickle(start):
+        return facts | weights_facts([file])
+    return facts | {
+        "format": "pickle: not opened here",
+        "size": file.stat().st_size,
+        "next": f"ditscope convert {file} FOLDER",
+    }
+
+
+def weights_facts(files: list[Path]) -> Facts:
+    """Tensors in safetensors files, counted from their headers."""
+    from ditscope.core.variants import published_heads
+    from ditscope.model.header import read_header
+
+    headers = [read_header(file) for file in files]
+    tensors = {name: entry for header in headers for name, entry in header.tensors.items()}
+    facts: Facts = {
+        "format": "safetensors",
+        "size": sum(file.stat().st_size for file in files),
+        "tensors": len(tensors),
+        "numbers": sum(header.elements for header in headers),
+        "types": sorted({entry.dtype for entry in tensors.values()}),
+    }
+    patches = tensors.get("x_embedder.proj.weight")  # (D, C, p, p)
+    if patches and len(patches.shape) == 4:
+        width, channels, patch, _ = patches.shape
+        depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
+        heads = published_heads(width, depth)
+        facts["network"] = (
+            f"DiT of width {width}, {depth} blocks of {heads or 'unknown'} heads, patch {patch}, "
+            f"{channels} channels"
+        )
+    return facts
+
+
+def folder_facts(folder: Path) -> Facts:
+    """What the configuration of a model folder says, and its weights."""
+    from ditscope.core import strict_json
+    from ditscope.core.pipeline_config import CONFIG_FILE, FORMAT
+    from ditscope.errors import BadCheckpoint
+
+    index = folder / "model_index.json"
+    config = index if index.exists() else folder / CONFIG_FILE
+    tree = strict_json.read(config, error=BadCheckpoint)
+    if tree.get("format") == FORMAT:
+        return pipeline_facts(folder)
+    facts: Facts = {
+        "kind": "diffusers pipeline" if index.exists() else "diffusers model",
+        "path": str(folder),
+        "class": foreign(tree.get("_class_name")),
+        "diffusers": foreign(tree.get("_diffusers_version")),
+    }
+    weights = sorted([*folder.glob("*.safetensors"), *folder.glob("transformer/*.safetensors")])
+    return facts | (weights_facts(weights) if weights else {"format": "no safetensors"})
+
+
+def pipeline_facts(folder: Path) -> Facts:
+    """One of our own model folders."""
+    from ditscope.core import strict_json
+    from ditscope.core.pipeline_config import CONFIG_FILE, WEIGHTS_FILE, read_pipeline_config
+    from ditscope.errors import BadCheckpoint
+    from ditscope.model.config import DiTConfig
+
+    config = read_pipeline_config(folder)
+    model = strict_json.validated(
+        DiTConfig, config.model, file=folder / CONFIG_FILE, field="model", error=BadCheckpoint
+    )
+    weights = weights_facts([folder / WEIGHTS_FILE])
+    height, width = model.grid
+    return {
+        "kind": "pipeline",
+        "path": str(folder),
+        "network": f"DiT of width {model.hidden_size}, {model.depth} blocks of {model.num_heads} "
+        f"heads, {height} x {width} patches of {model.patch_size}, {model.in_channels} channels",
+        "process": config.process,
+        "codec": config.codec,
+        "classes": list(config.labels),
+        "defaults": config.defaults,
+        "training": config.training,
+        **{name: fact for name, fact in weights.items() if name != "network"},
+    }
+
+
+def lines_of(name: str, value: object) -> list[str]:
+    """A fact for people: one line, or one for each problem."""
+    title = f"{name.replace('_', ' '):<11} "
+    if name == "problems" and isinstance(value, list) and value:
+        return [title + str(len(value)), *(foreign(problem, MAX_LINE) for problem in value)]
+    return [title + text_of(name, value)]
+
+
+def text_of(name: str, value: object) -> str:
+    """A fact as one line of text."""
+    if isinstance(value, Mapping):
+        pairs = (
+            f"{foreign(key)} {text_of(key if key == SIZE else name, item)}"
+            for key, item in value.items()
+        )
+        return ", ".join(pairs) or "none"
+    if isinstance(value, list):
+        return listed(value) or "none"
+    if isinstance(value, bool) or not isinstance(value, int) or name == "seed":
+        return foreign(value)
+    if name == SIZE:
+        return f"{value / 1e6:,.1f} MB" if value >= 1e5 else f"{value / 1e3:,.1f} kB"
+    return f"{value:,}"
