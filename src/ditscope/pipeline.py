@@ -96,12 +96,8 @@ class Pipeline:
 
         Raises ResourceError if there is no such device.
         """
-        if (
-            device is not None
-            and torch.device(device).type == "cuda"
-            and not torch.cuda.is_available()
-        ):
-            raise ResourceError("there is no CUDA device", field="device", fix="`cpu` works")
+        if device is not None:
+            device = checked_device(device)
         kind = None if dtype is None else getattr(torch, dtype)
         return replace(self, model=self.model.to(device=device, dtype=kind))
 
@@ -130,6 +126,7 @@ def load(
         BadRequest: a name that is neither bundled nor a path.
         ResourceError: no such device.
     """
+    where = checked_device(device)
     place = _locate(source)
     found = read_source(place, num_heads=num_heads)
     state = found.weights.state
@@ -152,7 +149,7 @@ def load(
         notes=found.weights.notes,
     )
     _check_agreement(found.config, pipeline, place)
-    return pipeline.to(device, dtype or default_dtype(device))
+    return pipeline.to(where, dtype or default_dtype(where))
 
 
 def bundled_folder(name: str) -> Path:
@@ -160,16 +157,31 @@ def bundled_folder(name: str) -> Path:
     return Path(str(files("ditscope") / "bundled" / name))
 
 
-def default_dtype(device: str) -> DType:
+def default_dtype(device: torch.device) -> DType:
     """bfloat16 where it is fast (CUDA, or a CPU with AMX tiles), else float32."""
-    if torch.device(device).type == "cuda":
-        return (
-            "bfloat16"
-            if torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-            else "float32"
-        )
-    has_tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    return "bfloat16" if has_tiles() else "float32"
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported()
+    else:
+        fast = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    return "bfloat16" if fast else "float32"
+
+
+def checked_device(name: str | torch.device) -> torch.device:
+    """The device that a user named.
+
+    Raises:
+        BadRequest: that is no device.
+        ResourceError: this machine has none such.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise BadRequest(
+            f"found {foreign(name)}", field="device", expected="cpu, cuda, cuda:1, ..."
+        ) from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ResourceError("there is no CUDA device", field="device", fix="`cpu` works")
+    return device
 
 
 def checked_dtype(name: str | None) -> DType | None:

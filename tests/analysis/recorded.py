@@ -126,7 +126,7 @@ def manifest_of(
     )
 
 
-def record(path: Path, *, whole: int | None = None, pictures: bool = True, **options) -> Run:
+def record(path: Path, *, whole: int | None = None, **options) -> Run:
     """Write the run and open it; of a partial one only the first `whole` steps."""
     manifest, grid = manifest_of(**options), options.get("grid", GRID)
     samples = len(manifest.labels)
@@ -140,7 +140,7 @@ def record(path: Path, *, whole: int | None = None, pictures: bool = True, **opt
             _write_step(writer, manifest, step, (1 - level) * clean + level * noise, grid)
         if whole is None:
             writer.write_final(clean)
-            for sample in range(samples if pictures else 0):
+            for sample in range(samples):
                 writer.write_image(sample, images[sample])
             writer.complete()
     return open_run(path, allow_partial=whole is not None)

@@ -64,7 +64,7 @@ def test_latents_that_are_pixels_are_shown_as_they_are(run):
 
 
 def test_latents_of_an_autoencoder_are_shown_in_false_colours(tmp_path):
-    run = record(tmp_path / "run", codec="latent", layers=1, steps=2, pictures=False)
+    run = record(tmp_path / "run", codec="latent", layers=1, steps=3, whole=2)
     shown, name = finished_picture(run, 0)
     assert (shown.shape, shown.dtype, name) == ((24, 32, 3), np.uint8, "latent at step 1")
     channel = run.latents.sel(step=1, sample=0, channel=1).values

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from ditscope.analysis.place import Place, checked_layer, default_step, locate
+from ditscope.analysis.place import Place, checked_layer, default_step, even_rms_distance, locate
+from ditscope.core.sites import TokenGrid
 from ditscope.errors import BadRequest
 from tests.analysis.recorded import LIKE, record
 
@@ -29,15 +30,31 @@ def test_what_is_left_open_is_chosen_and_said(run):
     assert locate(run) == place
 
 
-def test_the_chosen_head_is_the_most_focused_of_those_that_look_far_and_have_no_favourite(run):
-    place = locate(run, step=3)
+def test_the_chosen_head_is_the_most_focused_of_those_that_look_far_at_no_fixed_patch(run):
     stats = run.stats.sel(step=3, sample=0, branch="cond")
     entropy, distance, received = (
         stats[name].values.ravel() for name in ("entropy", "rms_distance", "received_max")
     )
-    far = [i for i in range(9) if distance[i] >= np.median(distance)]
-    free = [i for i in far if received[i] <= np.median(received[far])]
-    assert divmod(min(free, key=lambda i: entropy[i]), 3) == (place.layer, place.head)
+    even = even_rms_distance(TokenGrid(height=6, width=8))
+    fit = [i for i in range(9) if distance[i] >= even / 2 and received[i] <= 10 / 48]
+    assert 0 < len(fit) < 9
+    place = locate(run, step=3)
+    assert divmod(min(fit, key=lambda i: entropy[i]), 3) == (place.layer, place.head)
+    assert int(entropy.argmin()) not in fit  # the most focused head of all looks near
+
+
+def test_if_no_head_looks_far_the_most_focused_is_chosen(tmp_path):
+    run = record(tmp_path / "run", layers=2, heads=1, steps=2)  # head 0 looks at its neighbours
+    place = locate(run)
+    assert (place.layer, place.head) == (1, 0)
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (2, 8), (16, 16)])
+def test_distance_of_even_attention(grid):
+    places = np.stack([axis.ravel() for axis in np.mgrid[: grid[0], : grid[1]]], -1)
+    squares = ((places[:, None] - places) ** 2).sum(-1)
+    found = even_rms_distance(TokenGrid(height=grid[0], width=grid[1]))
+    assert found == pytest.approx(np.sqrt(squares.mean(-1)).mean())
 
 
 def test_a_given_layer_is_kept_when_the_head_is_chosen(run):

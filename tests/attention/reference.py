@@ -66,7 +66,7 @@ def qkv(*, rows=2, heads=2, queries=24, keys=None, width=16, dtype=torch.float32
 
 
 def tiny_dit(dtype=torch.float32, **config):
-    """Our DiT with random weights (a new one has zero gates), and arguments for it: 4 x 6 patches."""
+    """Our DiT on 4 x 6 patches with random weights (a new one has zero gates); its arguments."""
     torch.manual_seed(0)
     sizes = {
         "input_size": (8, 12),

@@ -153,3 +153,19 @@ def test_a_site_that_does_not_fire_is_an_error(
     monkeypatch.setattr(skipped, "forward", forward)
     with pytest.raises(NothingWatched, match="2 attention calls, the census expects 3"):
         sample(pipe, ["ant"], record=tmp_path / "run")
+
+
+def test_stored_attention_of_several_batches_is_that_of_each(
+    flow_folder: Path, tmp_path: Path
+) -> None:
+    """Five samples in batches of two: every chunk is written as soon as its batch has passed."""
+    pipe = load(flow_folder, dtype="float32")
+    names = ["ant", "bee", "cat", "dog", "eel"]
+    run = record(pipe, names, tmp_path / "run", batch_size=2, qk_steps=(1,), steps=2)
+    assert run.verify().ok
+    alone = record(pipe, names, tmp_path / "alone", batch_size=1, qk_steps=(1,), steps=2)
+    for index in range(5):
+        place = {"layer": 2, "head": 1, "step": 1, "query": (1, 2), "sample": index}
+        found, expected = run.attention(**place), alone.attention(**place)
+        np.testing.assert_allclose(found.values, expected.values, atol=1e-4)
+        assert found.attrs["source"] == "stored"

@@ -6,12 +6,12 @@ nothing but the run, and `Place.reasons` says in words what was chosen and why.
 
 from __future__ import annotations
 
+import math
 import operator
 from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy
-import xarray
 
 from ditscope.analysis.pictures import finished_picture, object_patch
 from ditscope.core.axes import BRANCHES, Branch
@@ -23,6 +23,9 @@ from ditscope.runs.reader import Head, Run
 DEFAULT_PROGRESS = 0.75
 """Default step, as a share of the run: the object is visible, and is still being drawn."""
 
+FAR, FAVOURITE = 0.5, 10
+"""A head looks far from this share of the distance of even attention, and has a favourite patch if
+one receives more than this many even shares."""
 CHOSEN_BY = ("entropy", "rms_distance", "received_max")
 HEAD_FIX = "Say which: layer=0, head=0, or head='mean'."
 
@@ -177,12 +180,12 @@ def stored_steps(run: Run, branch: Branch) -> list[int]:
 def selective_head(
     run: Run, step: int, sample: int, branch: Branch, layer: int | None
 ) -> tuple[int, int]:
-    """The most selective head among those that look far, as (layer, head).
+    """The most focused head of those that look far and at no fixed patch, as (layer, head).
 
-    Of the heads of `layer` (of all layers with patches if None): keep the half with the greater
-    RMS distance, so that a head which looks only at its neighbours is not chosen; of these keep
-    the half whose most-received patch receives least, so that a head which parks all patches on
-    one is not; of these take the one with the lowest entropy as a share of log N.
+    Of the heads of `layer` (of all layers with patches if None), those count whose RMS distance is
+    at least half that of even attention (others look at their neighbours) and whose most received
+    patch gets at most ten even shares (others park all patches on one); all of them if none is so.
+    The choice is the one with the lowest entropy as a share of log N.
 
     Raises:
         BadRequest: the run does not hold these statistics, or not at this place.
@@ -194,27 +197,30 @@ def selective_head(
             field="head",
             fix=HEAD_FIX,
         )
-    layers = some_patch_layers(run) if layer is None else [layer]
-    here = run.stats.sel(step=step, sample=sample, branch=branch, layer=layers)
-    keys = xarray.DataArray([run.manifest.sites[i].keys for i in layers], dims="layer")
-    entropy = here["entropy"] / numpy.log(numpy.maximum(keys, 2))
-    table = [
-        numpy.asarray(values.transpose("layer", "head"), dtype=float).ravel()
-        for values in (entropy, *(here[name] for name in CHOSEN_BY[1:]))
-    ]
-    known = numpy.flatnonzero(numpy.isfinite(table).all(axis=0))
-    if not known.size:
+    found: list[tuple[bool, float, int, int]] = []
+    for index in some_patch_layers(run) if layer is None else [layer]:
+        keys, even_distance = run.manifest.sites[index].keys, even_rms_distance(grid_of(run, index))
+        here = run.stats.sel(step=step, sample=sample, branch=branch, layer=index)
+        entropy, distance, received = (here[name].values.tolist() for name in CHOSEN_BY)
+        for head, row in enumerate(zip(entropy, distance, received, strict=True)):
+            if all(map(math.isfinite, row)):
+                fit = row[1] >= FAR * even_distance and row[2] <= FAVOURITE / keys
+                found.append((not fit, row[0] / math.log(max(keys, 2)), index, head))
+    if not found:
         raise BadRequest(
             f"no head has statistics at step {step}, sample {sample}, branch {branch!r}",
             field="head",
             fix=HEAD_FIX,
         )
-    spread, distance, received = table
-    far = known[distance[known] >= numpy.median(distance[known])]
-    free = far[received[far] <= numpy.median(received[far])]
-    best = int(free[numpy.argmin(spread[free])])
-    heads = here.sizes["head"]
-    return layers[best // heads], best % heads
+    best = min(found)
+    return best[2], best[3]
+
+
+def even_rms_distance(grid: TokenGrid) -> float:
+    """RMS distance of even attention over a grid, mean over queries, in patches."""
+    rows, columns = numpy.arange(grid.height), numpy.arange(grid.width)
+    spread = ((rows - rows.mean()) ** 2)[:, None] + (columns - columns.mean()) ** 2
+    return float(numpy.sqrt(spread + rows.var() + columns.var()).mean())
 
 
 def _index(field: str, value: object, count: int) -> int:

@@ -11,6 +11,7 @@ from typing import Self
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ditscope.attention.operands import Operands, operands
 from ditscope.attention.seam import AttentionCall, Seam
@@ -108,6 +109,8 @@ class Capture:
         return dict(zip(self._names, table, strict=True))
 
     def _observe(self, call: AttentionCall, output: Tensor) -> None:
+        if isinstance(call.q, FakeTensor):  # the census of a part that is watched as well
+            return
         index, self._calls = self._calls, self._calls + 1
         attention = operands(call)
         if index >= len(self._sites):

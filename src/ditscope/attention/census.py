@@ -147,12 +147,13 @@ def _fake_forward(
     running: list[str] = []
     ran: dict[str, nn.Module] = {"": model}
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    fake_args, fake_kwargs = tree_map_only(Tensor, fake.from_tensor, (args, dict(kwargs)))
+    as_fake = lambda tensor: fake.from_tensor(tensor.detach())
+    fake_args, fake_kwargs = tree_map_only(Tensor, as_fake, (args, dict(kwargs)))
 
     def observe(call: AttentionCall, output: Tensor) -> None:
         calls.append((running[-1] if running else "", call))
 
-    with _one_at_a_time, _unchanged(model), _named(model, running, ran), torch.no_grad():
+    with _one_at_a_time, _unchanged(model, fake), _named(model, running, ran), torch.no_grad():
         try:
             with fake, Seam(observe):
                 model.forward(*fake_args, **fake_kwargs)
@@ -195,17 +196,21 @@ def _named(model: nn.Module, running: list[str], ran: dict[str, nn.Module]) -> I
 
 
 @contextmanager
-def _unchanged(model: nn.Module) -> Iterator[None]:
+def _unchanged(model: nn.Module, fake: FakeTensorMode) -> Iterator[None]:
     """Leave the hooks of others out, and put back what the forward keeps on its modules.
 
     A hook that copies what it sees to numpy would fail on fake tensors, and a model that caches a
-    tensor during its forward would be left with a fake one.
+    tensor during its forward would be left with a fake one. The tensors that it might write to are
+    fake ones from the start.
     """
     before = [
         (store, dict(store))
         for module in model.modules()
         for store in (module.__dict__, module._buffers)
     ]
+    for store, was in before:
+        tensors = {name: value for name, value in was.items() if isinstance(value, Tensor)}
+        store.update({name: fake.from_tensor(t.detach()) for name, t in tensors.items()})
     for _, module in _submodules(model):  # the model's own do not run: its forward is called
         module._forward_hooks = OrderedDict()
         module._forward_pre_hooks = OrderedDict()

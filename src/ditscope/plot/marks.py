@@ -181,7 +181,7 @@ def colour_bar(
     labels = {even: f"{percent(even)} (even)"} if marked else {}
     size = axes.get_window_extent()
     inches = (size.height if upright else size.width) / axes.figure.dpi
-    near = (0.18 if upright else 0.62) / inches
+    near = (0.18 if upright else 0.78) / inches
     for tick in (0.0, scale.high, *(() if ends else round_values(scale))):
         if ends or all(abs(scale.place(tick) - scale.place(kept)) > near for kept in labels):
             labels[tick] = percent(tick)

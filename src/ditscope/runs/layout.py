@@ -168,17 +168,25 @@ def _qk(manifest: RunManifest, num_branches: int) -> dict[str, ArraySpec]:
     }
     query, key, width = {QUERY: site.queries}, {KEY: site.keys}, {HEAD_WIDTH: site.head_width}
     kept = {"steps": list(manifest.qk_steps), "numbers": compute}
-    stored = STORED_TYPE[compute]
+    stored, steps = STORED_TYPE[compute], {"steps": kept["steps"]}
+    # A batch is written when the network has seen it, so no chunk may hold samples of two.
+    together = math.gcd(len(manifest.labels), *(batch[0] for batch in manifest.batches))
     return {
-        "q": _array("qk/q", common | query | width, stored, kept),
-        "k": _array("qk/k", common | key | width, stored, kept),
-        "lse": _array("qk/lse", common | query, "float32", {"steps": kept["steps"]}),
+        "q": _array("qk/q", common | query | width, stored, kept, together=together),
+        "k": _array("qk/k", common | key | width, stored, kept, together=together),
+        "lse": _array("qk/lse", common | query, "float32", steps, together=together),
     }
 
 
 def _array(
-    name: str, axes: Mapping[str, int], dtype: str, attributes: Mapping[str, object] | None = None
+    name: str,
+    axes: Mapping[str, int],
+    dtype: str,
+    attributes: Mapping[str, object] | None = None,
+    *,
+    together: int | None = None,
 ) -> ArraySpec:
+    """An array whose chunks hold samples of one group of `together` (None: all) samples."""
     elements = math.prod(axes.values())
     if elements > MAX_ELEMENTS:
         raise BadRun(f"{elements:,} numbers", field=name, expected=f"at most {MAX_ELEMENTS:,}")
@@ -191,7 +199,7 @@ def _array(
             field=name,
             expected=f"at most {MAX_CHUNK_BYTES // 2**20} MiB",
         )
-    chunks[SAMPLE] = _largest_divisor(axes[SAMPLE], max(1, SHARED_CHUNK_BYTES // row))
+    chunks[SAMPLE] = _largest_divisor(together or axes[SAMPLE], max(1, SHARED_CHUNK_BYTES // row))
     return ArraySpec(
         name, tuple(axes), tuple(axes.values()), tuple(chunks.values()), dtype, attributes or {}
     )

@@ -27,7 +27,7 @@ def replay(run: object, *, step: int, branch: Branch, sample: int, layer: int) -
     """
     try:
         module = importlib.import_module(REPLAYER)
-    except ImportError as reason:
+    except ModuleNotFoundError as reason:
         raise ResourceError(
             f"Q and K of step {step} are not stored, so it must be run again, and {reason.name} "
             "is not installed",

@@ -71,11 +71,6 @@ class RunWriter:
         self._num_steps = 0
         self._pool = ThreadPoolExecutor(_FLUSHERS)
 
-    @property
-    def path(self) -> Path:
-        """Where the run can be opened once a step is committed."""
-        return self._target.path
-
     def __enter__(self) -> Self:
         with self._disk():
             self._target.open()
@@ -132,8 +127,11 @@ class RunWriter:
         q: NDArray[np.generic],
         k: NDArray[np.generic],
         lse: NDArray[np.float32],
+        first_sample: int = 0,
     ) -> None:
         """Write what rebuilds every attention map of one layer at one of `manifest.qk_steps`.
+
+        The samples may be all, or those of one of `manifest.batches` that follow each other.
 
         Args:
             step: position in `manifest.steps`.
@@ -142,6 +140,7 @@ class RunWriter:
                 or the bits of bfloat16 as uint16. Branches as in `write_step`.
             k: (branch, sample, head, key, head_width), likewise.
             lse: (branch, sample, head, query) float32, natural log of the softmax denominator.
+            first_sample: index of the first sample of q, k and lse.
 
         Raises:
             BadRequest: out of order, this step is not kept, or a shape or type is wrong.
@@ -154,7 +153,7 @@ class RunWriter:
         place = {"step": self._manifest.qk_steps.index(step), "layer": layer}
         for name, values, absent in (("q", q, 0), ("k", k, 0), ("lse", lse, np.nan)):
             full = self._all_branches(step, values, absent)
-            self._put_block(self._layout.qk[name], full, **place)
+            self._put_block(self._layout.qk[name], full, first_sample, **place)
 
     def commit_step(self, index: int) -> None:
         """Make a step part of the run: when this returns it survives a crash or a power cut.
@@ -227,11 +226,25 @@ class RunWriter:
         full[[axis.index(branch) for branch in evaluated]] = values
         return full
 
-    def _put_block(self, spec: ArraySpec, values: NDArray[np.generic], **position: int) -> None:
-        """Write the chunks at `position`; `values` has the axes of `spec` that it does not name."""
-        shape = tuple(
-            size for dim, size in zip(spec.dims, spec.shape, strict=True) if dim not in position
-        )
+    def _put_block(
+        self,
+        spec: ArraySpec,
+        values: NDArray[np.generic],
+        first_sample: int | None = None,
+        **position: int,
+    ) -> None:
+        """Write the chunks at `position`; `values` has the axes of `spec` that it does not name.
+
+        With `first_sample`, values may hold some samples only: whole chunks from that one on.
+        """
+        free = [dim for dim in spec.dims if dim not in position]
+        sizes = dict(zip(spec.dims, spec.shape, strict=True))
+        axis, depth = free.index(SAMPLE), spec.samples_per_chunk
+        if first_sample is not None and values.ndim == len(free):
+            some = values.shape[axis]
+            if first_sample % depth == some % depth == 0 < some <= sizes[SAMPLE] - first_sample:
+                sizes[SAMPLE] = some
+        shape = tuple(sizes[dim] for dim in free)
         if values.shape != shape or values.dtype != spec.dtype:
             raise BadRequest(
                 f"{values.dtype} of shape {values.shape}",
@@ -241,8 +254,8 @@ class RunWriter:
         for dim, index in position.items():
             if not 0 <= index < spec.shape[spec.dims.index(dim)]:
                 raise BadRequest(f"{dim} {index} is outside {spec.name}")
-        axis = [dim for dim in spec.dims if dim not in position].index(SAMPLE)
-        files = list(spec.chunk_files(**position))
+        start = (first_sample or 0) // depth
+        files = list(spec.chunk_files(**position))[start : start + sizes[SAMPLE] // depth]
         for name, piece in zip(files, np.split(values, len(files), axis=axis), strict=True):
             self._put(name, encode(piece))
 

@@ -12,7 +12,7 @@ import platform
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -51,7 +51,6 @@ class Recorder:
         self._sites = sites_of(job.pipe)
         self._writer = RunWriter(path, manifest_of(job, self._sites), overwrite=overwrite)
         self._stats: list[dict[str, NDArray[np.float32]]] = []  # of this step, one per batch
-        self._qk: dict[int, list[tuple[NDArray[np.generic], ...]]] = {}  # by layer, one per batch
 
     def __enter__(self) -> Self:
         self._writer.__enter__()
@@ -75,8 +74,8 @@ class Recorder:
         keeps_qk = evaluation.index in settings.qk_steps
 
         def keep(site: Site, q: Tensor, k: Tensor, lse: Tensor) -> None:
-            parts = tuple(_stored(part).reshape(*shape, *part.shape[1:]) for part in (q, k, lse))
-            self._keep_qk(evaluation, site, parts)
+            parts = (_stored(part).reshape(*shape, *part.shape[1:]) for part in (q, k, lse))
+            self._writer.write_qk(evaluation.index, site.index, *parts, first_sample=batch[0])
 
         if not settings.statistics and not keeps_qk:
             yield
@@ -104,18 +103,6 @@ class Recorder:
         for index, pixels in enumerate(images):
             self._writer.write_image(index, pixels)
         self._writer.complete()
-
-    def _keep_qk(
-        self, evaluation: Evaluation, site: Site, parts: tuple[NDArray[np.generic], ...]
-    ) -> None:
-        """Write a layer as soon as every batch has passed it: with one batch, at once."""
-        seen = self._qk.setdefault(site.index, [])
-        seen.append(parts)
-        if len(seen) < len(self._job.batches):
-            return
-        q, k, lse = (np.concatenate(each, axis=1) for each in zip(*seen, strict=True))
-        del self._qk[site.index]
-        self._writer.write_qk(evaluation.index, site.index, q, k, lse.astype(np.float32))
 
 
 def sites_of(pipe: Pipeline) -> tuple[Site, ...]:
@@ -182,7 +169,7 @@ def manifest_of(job: Job, sites: tuple[Site, ...]) -> RunManifest:
     )
 
 
-def _stored(tensor: Tensor) -> NDArray[np.generic]:
+def _stored(tensor: Tensor) -> NDArray[Any]:
     """The numbers as they are kept: bfloat16 as the bits of uint16."""
     tensor = tensor.detach().cpu().contiguous()
     if tensor.dtype == torch.bfloat16:
