@@ -21,7 +21,7 @@ from ditscope.model.dit import build
 from ditscope.pipeline import Defaults, Pipeline
 from ditscope.sampling.draw import sample
 
-STEPS = 2
+STEPS = 6
 MEMORY_STEPS = (4, 16)
 
 
@@ -43,7 +43,6 @@ def pipeline(side: int) -> Pipeline:
         codec=LatentCodec(Latent(), None),
         labels=labels,
         defaults=Defaults(),
-        weights_sha256="",
     )
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.sampling.conftest import LABELS, write_pipeline
 
 from ditscope.data.codecs import Latent, LatentCodec, RGBCodec
 from ditscope.errors import BadCheckpoint, BadRequest, ResourceError
 from ditscope.pipeline import checked_dtype, load
 from ditscope.sampling.draw import sample
+from tests.sampling.conftest import LABELS, write_pipeline
 
 
 @pytest.fixture
@@ -33,7 +33,8 @@ def test_a_folder(folder: Path) -> None:
     assert pipe.latent_shape == (3, 8, 12)
     assert pipe.source == str(folder)
     assert not pipe.model.training
-    assert load(folder, dtype="bfloat16").weights_sha256 == pipe.weights_sha256
+    assert load(folder, dtype="float32").weights_sha256 == pipe.weights_sha256
+    assert load(folder, dtype="bfloat16").weights_sha256 != pipe.weights_sha256
 
 
 def test_weights_from_a_training_checkpoint(folder: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from ditscope.errors import BadCheckpoint, BadRequest, ResourceError, foreign
 from ditscope.model.dit import DiT
 from ditscope.model.published import load_published
 from ditscope.model.sources import Source, read_source
-from ditscope.model.weights import weights_sha256
+from ditscope.model.weights import weights_sha256 as digest_of
 
 DType = Literal["float32", "bfloat16", "float16"]
 DTYPES: dict[torch.dtype, DType] = {
@@ -67,7 +67,6 @@ class Pipeline:
     codec: Codec
     labels: tuple[str, ...]
     defaults: Defaults
-    weights_sha256: str  # of the tensors as they were read, before any change of dtype
     notes: tuple[str, ...] = ()
 
     @property
@@ -79,6 +78,11 @@ class Pipeline:
     def device(self) -> torch.device:
         """Where the network is."""
         return self.model.pos_embed.device
+
+    @property
+    def weights_sha256(self) -> str:
+        """Digest of the weights as they are now, in the number type they compute in."""
+        return digest_of(self.model.state_dict())
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -145,7 +149,6 @@ def load(
         defaults=strict_json.validated(
             Defaults, found.config.defaults, file=file, field="defaults", error=BadCheckpoint
         ),
-        weights_sha256=weights_sha256(state),
         notes=found.weights.notes,
     )
     _check_agreement(found.config, pipeline, place)

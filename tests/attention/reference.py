@@ -97,7 +97,7 @@ class Heads(nn.Module):
         self.qkv, self.heads, self.arguments = nn.Linear(width, 3 * width), heads, arguments
 
     def forward(self, x):
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = self.qkv(x).view(*x.shape[:-1], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         return F.scaled_dot_product_attention(q, k, v, **self.arguments).transpose(1, 2).flatten(2)
 
 

@@ -25,6 +25,7 @@ FAILURES = {
     "numerical": (NumericalError("loss is NaN"), 5),
     "disk full": (OSError(errno.ENOSPC, "No space left on device", "out/x.png"), 4),
     "read-only": (PermissionError(errno.EACCES, "Permission denied", "out"), 4),
+    "disk error on a descriptor": (OSError(errno.EIO, "Input/output error", 7), 4),
     "memory": (MemoryError(), 4),
     "gpu memory": (OutOfMemoryError("CUDA out of memory"), 4),
     "end of file": (EOFError("ran out"), 1),

@@ -187,3 +187,16 @@ assert "torch" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_training_folder(command, tmp_path):
+    config = {"process": {"kind": "flow"}, "batch_size": 8, "steps": 12, "data": "emoji"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for name in ("ckpt-0000004", "ckpt-0000008", "ckpt-0000012"):
+        (tmp_path / name).mkdir()
+    for name in ("ckpt-0000004", "ckpt-0000008"):
+        (tmp_path / name / "manifest.json").write_text("{}")
+    said = json.loads(command(str(tmp_path), "--json").out)
+    assert (said["kind"], said["step"], said["steps"]) == ("training", 8, "12")
+    (tmp_path / "config.json").write_text("{}")
+    assert "something else" in command(str(tmp_path)).err

@@ -26,19 +26,19 @@ def sample(cli, pipeline_folder, tmp_path, monkeypatch):
 
 def test_records_a_run_and_says_where(sample, tmp_path):
     code, out, err = sample(
-        *("--class", "owl", "--class", "2", "--num-samples", "3", "--steps", "4"),
-        *("--attention-debug", "--out", "owls", "--json"),
+        *("--class", "bee", "--class", "2", "--num-samples", "3", "--steps", "4"),
+        *("--attention-debug", "--out", "bees", "--json"),
     )
     assert (code, err) == (0, "")
     said = json.loads(out)
     run = open_run(said["run"])
-    assert run.path == tmp_path / "owls"
-    assert [label.name for label in run.manifest.labels] == ["owl", "castle", "owl"]
+    assert run.path == tmp_path / "bees"
+    assert [label.name for label in run.manifest.labels] == ["bee", "cat", "bee"]
     assert run.stats["entropy"].sizes == {
-        "step": 4, "branch": 2, "sample": 3, "layer": 2, "head": 2,
+        "step": 4, "branch": 2, "sample": 3, "layer": 3, "head": 2,
     }  # fmt: skip
     assert all(os.path.getsize(picture) for picture in said["pictures"])
-    assert sorted(os.listdir()) == ["owls"]  # nothing else is left lying about
+    assert sorted(os.listdir()) == ["bees"]  # nothing else is left lying about
 
 
 def test_same_seed_same_bits_with_and_without_attention(sample):
@@ -53,14 +53,14 @@ def test_same_seed_same_bits_with_and_without_attention(sample):
 
 def test_names_a_new_folder_each_time(sample):
     for _ in range(2):
-        assert sample("--class", "owl", "--steps", "1").code == 0
-    assert sorted(os.listdir("runs")) == ["owl-1", "owl-2"]
+        assert sample("--class", "bee", "--steps", "1").code == 0
+    assert sorted(os.listdir("runs")) == ["bee-1", "bee-2"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["--class", "dog fase"], 2, "dog face"),
+        (["--class", "bumblebee"], 2, "bee"),
         (["--class", "99"], 2, "99"),
         (["--class", ""], 2, "class"),
         (["--class", "x" * 100_000], 2, "class"),
@@ -109,14 +109,11 @@ def test_a_run_is_replaced_only_on_request(sample):
     assert not np.array_equal(open_run("run").final, before)
 
 
-@pytest.mark.parametrize("place", ["missing/run", "file", "full", "locked/run"])
+@pytest.mark.parametrize("place", ["missing/run", "file", "full"])
 def test_a_place_that_cannot_be_written_is_known_before_loading(sample, tmp_path, place):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
-    (tmp_path / "locked").mkdir(mode=0o500)
-    if place == "locked/run" and os.access(tmp_path / "locked", os.W_OK):
-        pytest.skip("the superuser may write anywhere")
     result = sample("--out", place, "--overwrite", model="no-such-model")
     assert result.code == 4
     assert place.split("/")[0] in result.err
@@ -132,7 +129,7 @@ def test_a_model_that_is_not_there(sample, model):
 
 
 def test_json_error(sample):
-    result = sample("--class", "dog fase", "--json")
+    result = sample("--class", "bumblebee", "--json")
     assert (result.code, result.out) == (2, "")
     assert json.loads(result.err)["error"] == "BadRequest"
 
@@ -141,7 +138,7 @@ def test_json_error(sample):
 def test_an_interrupt_leaves_the_whole_steps(pipeline_folder, tmp_path):
     run = tmp_path / "run"
     line = [sys.executable, "-m", "ditscope", "sample", "--model", str(pipeline_folder)]
-    line += ["--steps", "10000", "--dtype", "float32", "--out", str(run)]
+    line += ["--steps", "2000", "--dtype", "float32", "--out", str(run)]
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         while not run.exists() and process.poll() is None:  # it appears with its first whole step
             time.sleep(0.05)
@@ -151,6 +148,6 @@ def test_an_interrupt_leaves_the_whole_steps(pipeline_folder, tmp_path):
     assert b"Traceback" not in err
     partial = open_run(run, allow_partial=True)
     assert not partial.complete
-    assert 1 <= len(partial.manifest.committed_steps) < 10_000
+    assert 1 <= len(partial.manifest.committed_steps) < 2000
     partial.verify()
     assert os.listdir(tmp_path) == ["run"]

@@ -91,5 +91,20 @@ def test_other_weights_are_refused(flow_folder: Path, tmp_path: Path) -> None:
     _, run = recorded(flow_folder, tmp_path / "run", "float32")
     shutil.rmtree(flow_folder)
     write_pipeline(flow_folder, "flow", seed=1)
-    with pytest.raises(BadCheckpoint, match="not those the run was made with"):
+    with pytest.raises(BadCheckpoint, match="not those the run was computed with"):
         run.attention(0, 0, 0, (0, 0))
+
+
+def test_weights_changed_in_memory_are_noticed(flow_folder: Path, tmp_path: Path) -> None:
+    """The file is as it was, the network that drew was not: a replay would be another network's."""
+    pipe = load(flow_folder, dtype="float32")
+    with torch.no_grad():
+        for parameter in pipe.model.parameters():
+            parameter.mul_(1.5)
+    converted = load(flow_folder, dtype="bfloat16").to(dtype="float32")
+    for index, each in enumerate((pipe, converted)):
+        run = sample(each, ["ant"], record=tmp_path / str(index), steps=2, qk_steps=(0,))
+        assert isinstance(run, Run)
+        assert run.attention(0, 0, 0, (0, 0)).attrs["source"] == "stored"
+        with pytest.raises(BadCheckpoint, match="not those the run was computed with"):
+            run.attention(0, 0, 1, (0, 0))

@@ -15,14 +15,14 @@ import torch
 
 from ditscope.core.strict_json import read
 from ditscope.data.scenes import EmojiScenes
-from ditscope.errors import BadCheckpoint, BadConfig, NumericalError
+from ditscope.errors import BadCheckpoint, BadConfig, BadRequest, NumericalError, ResourceError
 from ditscope.model.dit import DiT
 from ditscope.pipeline import load
 from ditscope.train.batches import batch
 from ditscope.train.checkpoint import checkpoints, newest_checkpoint
 from ditscope.train.coarse import coarse_model, refine
 from ditscope.train.config import TrainConfig
-from ditscope.train.export import export
+from ditscope.train.export import check_export, export
 from ditscope.train.loop import Progress, Training
 from ditscope.train.objective import flow_losses, objective
 from ditscope.train.recipe import read_recipe
@@ -241,3 +241,31 @@ def test_pictures_of_a_step_do_not_depend_on_history() -> None:
     assert torch.equal(first, again)
     assert first.abs().max() <= 1
     assert len(np.unique(labels.numpy())) > 1
+
+
+def test_what_an_export_needs_is_known_before_the_training(tmp_path: Path) -> None:
+    settings, training = config(), tmp_path / "t"
+    with pytest.raises(ResourceError, match="parent folder"):
+        check_export(settings, training, tmp_path / "no" / "p", False)
+    with pytest.raises(BadRequest, match="is the folder of the training"):
+        check_export(settings, training, training, True)
+    with pytest.raises(BadRequest, match="coarse stage"):
+        check_export(config(coarse_steps=12), training, tmp_path / "p", False)
+    check_export(settings, training, tmp_path / "p", False)
+
+
+def test_folders_that_hold_something_else_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("")
+    for name in ("file", "mine"):
+        with pytest.raises(ResourceError, match=name):
+            Training(config(), tmp_path / name)
+
+
+def test_a_training_without_a_whole_checkpoint_does_not_start_over(tmp_path: Path) -> None:
+    run(config(), tmp_path / "t")
+    for path in checkpoints(tmp_path / "t"):
+        (path / "manifest.json").unlink()
+    with pytest.raises(BadCheckpoint, match="no checkpoint is whole"):
+        Training(config(steps=16), tmp_path / "t")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -32,9 +32,7 @@ class AttentionCall:
     q: Tensor  # (B, H, N, K)
     k: Tensor  # (B, H, M, K)
     v: Tensor  # (B, H, M, *)
-    attn_mask: Tensor | None = (
-        None  # bool (True: may attend) or additive, broadcasts to (B, H, N, M)
-    )
+    attn_mask: Tensor | None = None  # bool (True: sees it) or additive, broadcasts to (B, H, N, M)
     dropout_p: float = 0.0
     is_causal: bool = False
     scale: float | None = None
@@ -83,7 +81,7 @@ class Seam(TorchFunctionMode):
         output = function(*args, **kwargs)
         device = output.device.type
         with torch.no_grad():
-            call = _as_the_kernel_sees(_bind(*args, **kwargs))
+            call = _as_the_kernel_sees(*args, **kwargs)
             if torch.is_autocast_enabled(device):
                 with torch.autocast(device, enabled=False):
                     self._observe(call, output.detach())
@@ -92,7 +90,7 @@ class Seam(TorchFunctionMode):
         return output
 
 
-def _bind(
+def _as_the_kernel_sees(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -102,21 +100,19 @@ def _bind(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> AttentionCall:
-    return AttentionCall(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
-
-
-def _as_the_kernel_sees(call: AttentionCall) -> AttentionCall:
-    """Detached, and cast as autocast will cast: the mode is shown the tensors before it does."""
-    device = call.q.device.type
+    """The call with its tensors detached, and cast as autocast will: it acts after the mode."""
+    device = query.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
     def seen(tensor: Tensor) -> Tensor:
         tensor = tensor.detach()
-        casts = tensor.is_floating_point() and tensor.dtype != torch.float64
-        return tensor.to(dtype) if dtype is not None and casts else tensor
+        casts = dtype and tensor.is_floating_point() and tensor.dtype != torch.float64
+        return tensor.to(dtype) if casts else tensor
 
-    mask = None if call.attn_mask is None else seen(call.attn_mask)
-    return replace(call, q=seen(call.q), k=seen(call.k), v=seen(call.v), attn_mask=mask)
+    mask = None if attn_mask is None else seen(attn_mask)
+    return AttentionCall(
+        seen(query), seen(key), seen(value), mask, dropout_p, is_causal, scale, enable_gqa
+    )
 
 
 _inside = threading.local()  # .seams: those of this thread that are inside a composite function

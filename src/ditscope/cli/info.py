@@ -265,6 +265,10 @@ def folder_facts(folder: Path) -> Facts:
     tree = strict_json.read(config, error=BadCheckpoint)
     if tree.get("format") == FORMAT:
         return pipeline_facts(folder)
+    if "process" in tree and "batch_size" in tree:
+        return training_facts(folder, tree)
+    if "_class_name" not in tree:
+        raise BadRequest("is the configuration of something else", file=config)
     facts: Facts = {
         "kind": "diffusers pipeline" if index.exists() else "diffusers model",
         "path": str(folder),
@@ -273,6 +277,20 @@ def folder_facts(folder: Path) -> Facts:
     }
     weights = sorted([*folder.glob("*.safetensors"), *folder.glob("transformer/*.safetensors")])
     return facts | (weights_facts(weights) if weights else {"format": "no safetensors"})
+
+
+def training_facts(folder: Path, config: dict[str, object]) -> Facts:
+    """How far a training is; its checkpoints are named, not opened."""
+    names = sorted(path.name for path in folder.glob("ckpt-*") if path.is_dir())
+    whole = [name for name in names if (folder / name / "manifest.json").is_file()]
+    return {
+        "kind": "training",
+        "path": str(folder),
+        "step": int(whole[-1].removeprefix("ckpt-")) if whole else 0,
+        "steps": foreign(config.get("steps")),
+        "data": foreign(config.get("data")),
+        "checkpoints": whole,
+    }
 
 
 def pipeline_facts(folder: Path) -> Facts:

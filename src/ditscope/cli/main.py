@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -117,12 +118,13 @@ def typed(problem: Exception, arguments: Sequence[str]) -> DitscopeError:
         command = context.command_path if context else "ditscope"
         return BadRequest(problem.format_message(), fix=f"`{command} --help` shows what it takes")
     if isinstance(problem, OSError) and problem.errno in RESOURCE_ERRNOS:
-        return ResourceError(problem.strerror or str(problem), file=problem.filename)
+        place = None if problem.filename is None else str(problem.filename)  # may be a number
+        return ResourceError(problem.strerror or str(problem), file=place)
     if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
         return ResourceError(
             f"out of memory: {foreign(problem)}", fix="try fewer samples, or a smaller batch"
         )
-    again = foreign(" ".join(["ditscope --debug", *arguments]))
+    again = foreign(shlex.join(["ditscope", "--debug", *arguments]))
     return DitscopeError(
         f"this is a bug in ditscope: {type(problem).__name__}: {foreign(problem)}",
         fix=f"`{again}` shows the traceback; `ditscope info` what else a report needs",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ditscope.cli.console import messages, print_json, progress, results
+from ditscope.errors import BadRequest
 
 if TYPE_CHECKING:
     from ditscope.train.loop import Progress
@@ -27,18 +28,19 @@ def train(
     json: Annotated[bool, typer.Option("--json", help="Print the last report as JSON.")] = False,
 ) -> None:
     """Train a model, or go on where its newest whole checkpoint stands."""
-    from ditscope.core.atomic import check_replaceable
-    from ditscope.train.export import REPLACEABLE
+    from ditscope.train.export import check_export
     from ditscope.train.export import export as write_pipeline
     from ditscope.train.loop import Training
     from ditscope.train.recipe import read_recipe
 
+    if not out.name:
+        raise BadRequest("found an empty name", field="out", expected="the name of a folder")
     changes = {"steps": steps, "decay_steps": decay_steps}
     config = read_recipe(
         recipe, {key: value for key, value in changes.items() if value is not None}
     )
     if export is not None:
-        check_replaceable(export, REPLACEABLE if overwrite else None)
+        check_export(config, out, export, overwrite)
     training = Training(config, out)
     for problem in training.damaged:
         messages().print(f"warning: skipped {problem}")

@@ -16,7 +16,7 @@ from ditscope.plot.words import spread_words
 
 ScaleChoice = Literal["shared", "panel"]
 
-OWN_BAR_ROOM, SHARED_BAR_ROOM, SHARED_BAR_LENGTH = 0.34, 0.48, 3.4
+OWN_BAR_ROOM, SHARED_BAR_ROOM, SHARED_BAR_LENGTH = 0.34, 0.6, 3.4
 """Inches: below each row for bars of their own; below all rows for a shared bar, and its length."""
 
 OWN_SCALE_NOTE = (
@@ -61,11 +61,11 @@ class MapRow:
             sheet.text(left, top + 0.05, OWN_SCALE_NOTE)
             return
         beside = left + SHARED_BAR_LENGTH + 0.35
-        bar = sheet.panel(left, top + 0.1, SHARED_BAR_LENGTH, BAR)
+        bar = sheet.panel(left, top + 0.22, SHARED_BAR_LENGTH, BAR)
         evens = set(self.panels.even_share)
         colour_bar(bar, self.scales[0], even=evens.pop() if len(evens) == 1 else 0.0)
-        sheet.text(beside, top + 0.07, self.scales[0].words(), color=INK)
-        sheet.text(beside, top + 0.07 + NOTE * LINE, "one colour scale for all panels")
+        sheet.text(beside, top + 0.19, self.scales[0].words(), color=INK)
+        sheet.text(beside, top + 0.19 + NOTE * LINE, "one colour scale for all panels")
 
 
 def map_row(panels: AttentionPanels, scale: ScaleChoice, columns: int, room: float) -> MapRow:

@@ -178,10 +178,10 @@ def colour_bar(
         even: share of each key under even attention, marked on the bar if above 0.
     """
     marked = 0 < even < scale.high
-    labels = {even: f"{percent(even)} (even)"} if marked else {}
+    labels = {even: f"{percent(even)} (even)"} if marked and upright else {}
     size = axes.get_window_extent()
     inches = (size.height if upright else size.width) / axes.figure.dpi
-    near = (0.18 if upright else 0.78) / inches
+    near = (0.18 if upright else 0.5) / inches
     for tick in (0.0, scale.high, *(() if ends else round_values(scale))):
         if ends or all(abs(scale.place(tick) - scale.place(kept)) > near for kept in labels):
             labels[tick] = percent(tick)
@@ -198,9 +198,21 @@ def colour_bar(
             if tick in (0.0, scale.high):
                 text.set_horizontalalignment("left" if tick == 0.0 else "right")
     if marked:
-        draw = axes.axhline if upright else axes.axvline
         edge = withStroke(linewidth=2.8, foreground=EDGE)
+        draw = axes.axhline if upright else axes.axvline
         draw(even, color="white", linewidth=1.4, path_effects=[edge])
+    if marked and not upright:
+        axes.annotate(
+            f"{percent(even)} (even)",
+            (even, 1),
+            (0, 2),
+            xycoords=axes.get_xaxis_transform(),
+            textcoords="offset points",
+            ha="left" if scale.place(even) < 0.5 else "right",
+            va="bottom",
+            fontsize=NOTE,
+            color=MUTED,
+        )
 
 
 def round_values(scale: Scale) -> list[float]:

@@ -15,6 +15,7 @@ from ditscope.plot.marks import (
     draw_picture,
     outline_patch,
     outline_region,
+    percent,
     scale_of,
 )
 from ditscope.plot.sheet import (
@@ -38,7 +39,8 @@ def overlay(run: Run, *, title: str | None = None, **where: Unpack[Where]) -> Pl
     """Figure of one attention row over the finished picture, in its true proportions.
 
     The picture is shown in grey; the more of the patch's attention a place receives, the more it
-    is covered by its colour. A white line surrounds the fewest patches that receive half of it.
+    is covered by its colour. A white line surrounds the fewest patches that together
+    receive half of it.
 
     Args:
         run: a recorded run.
@@ -84,8 +86,9 @@ def half_words(weights: numpy.ndarray, region: numpy.ndarray, scale: Scale) -> s
         return "There is no data here."
     if scale.constant is not None:
         return "Its attention is constant: the same on every patch."
+    share = float(weights[region].sum() / numpy.nansum(weights))
     return (
-        f"Half of its attention goes to the {region.sum()} of {region.size} patches "
+        f"{percent(share)} of its attention goes to {region.sum()} of {region.size} patches, "
         "inside the white line."
     )
 

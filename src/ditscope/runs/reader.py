@@ -252,7 +252,7 @@ def open_run(path: str | os.PathLike[str], allow_partial: bool = False) -> Run:
         raise BadRun(
             f"a partial run: {committed} of {total} steps are whole, and it is not sealed",
             file=folder,
-            fix="open_run(..., allow_partial=True), or --allow-partial, shows the whole steps",
+            fix="open_run(..., allow_partial=True) shows the whole steps",
         )
     run = Run(folder, layout, complete=complete)
     _check_files(run)

@@ -65,6 +65,7 @@ def make_job(pipe: Pipeline, labels: Sequence[str | int], settings: dict[str, ob
             range.
     """
     chosen = _settings(settings)
+    labels = labels if isinstance(labels, str) else list(labels)
     if isinstance(labels, str) or not labels:
         raise BadRequest(
             f"found {foreign(repr(labels))}", field="labels", expected="a list of classes"

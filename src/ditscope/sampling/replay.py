@@ -99,9 +99,10 @@ def _pipeline(model: ModelRecord) -> Pipeline:
     )
     if pipe.weights_sha256 != model.weights_sha256:
         raise BadCheckpoint(
-            "its weights are not those the run was made with",
+            "its weights are not those the run was computed with",
             file=model.source,
             field="weights_sha256",
-            fix="put the original weights back, or record the run again",
+            fix="put the original weights back, or record the run again; weights that were changed "
+            "in memory, also by two conversions, are in no file",
         )
     return pipe

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
 
-from ditscope.core.atomic import new_folder
+from ditscope.core.atomic import check_replaceable, new_folder
 from ditscope.core.pipeline_config import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -15,13 +16,32 @@ from ditscope.core.pipeline_config import (
 )
 from ditscope.core.strict_json import read, validated
 from ditscope.data.scenes import EmojiScenes
-from ditscope.errors import BadCheckpoint
+from ditscope.errors import BadCheckpoint, BadRequest, ResourceError
 from ditscope.model.weights import save_weights
 from ditscope.train.checkpoint import newest_checkpoint
 from ditscope.train.config import TrainConfig
 
 REPLACEABLE = frozenset({CONFIG_FILE, WEIGHTS_FILE})
 DEFAULTS: dict[str, object] = {"steps": 50, "cfg_scale": 4.0}
+
+
+def check_export(config: TrainConfig, training: Path, destination: Path, overwrite: bool) -> None:
+    """Raise what `export` would raise after a whole training, before it.
+
+    Raises:
+        BadRequest: the destination is the training, exists and may not be replaced, or the
+            training ends in its coarse stage.
+        ResourceError: its parent folder is missing or read-only.
+    """
+    if destination.resolve() == training.resolve():
+        raise BadRequest("is the folder of the training", file=destination, field="export")
+    if config.steps <= config.coarse_steps:
+        raise BadRequest(
+            f"the training ends at step {config.steps}, in its coarse stage", field="export"
+        )
+    check_replaceable(destination, REPLACEABLE if overwrite else None)
+    if not os.access(destination.resolve().parent, os.W_OK | os.X_OK):
+        raise ResourceError("its parent folder is missing or read-only", file=destination)
 
 
 def export(training: Path, destination: Path, *, overwrite: bool = False) -> PipelineConfig:
@@ -32,7 +52,7 @@ def export(training: Path, destination: Path, *, overwrite: bool = False) -> Pip
         BadRequest: the destination exists and may not be replaced.
         ResourceError: it cannot be written.
     """
-    config = validated(TrainConfig, read(training / "config.json"), file=training / "config.json")
+    config = validated(TrainConfig, read(training / CONFIG_FILE), file=training / CONFIG_FILE)
     checkpoint, damaged = newest_checkpoint(training)
     if checkpoint is None:
         problem = f"no whole checkpoint; {damaged[0]}" if damaged else "no checkpoint"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ditscope.core.atomic import new_file
 from ditscope.core.strict_json import parse
 from ditscope.diffusion.noise import sample_seed
-from ditscope.errors import BadConfig, NumericalError
+from ditscope.errors import BadCheckpoint, BadConfig, NumericalError, ResourceError
 from ditscope.model.dit import DiT
 from ditscope.train.batches import batches
 from ditscope.train.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
@@ -28,6 +28,8 @@ from ditscope.train.ema import update_ema
 from ditscope.train.objective import objective
 from ditscope.train.optimizer import load_state_tensors, optimizers, set_rate, state_tensors
 from ditscope.train.worker import Worker
+
+CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -123,10 +125,16 @@ class Training:
         self.coarse = False
 
     def _resume(self) -> list[str]:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._claim_folder()
         self._claim_configuration()
         checkpoint, damaged = newest_checkpoint(self.folder)
         if checkpoint is None:
+            if damaged:
+                raise BadCheckpoint(
+                    f"no checkpoint is whole; {damaged[0]}",
+                    file=self.folder,
+                    fix="choose another folder to start afresh",
+                )
             return damaged
         if self.coarse and checkpoint.step > self.config.coarse_steps:
             self.coarse = False
@@ -138,9 +146,23 @@ class Training:
         self.step, self.pictures = checkpoint.step, checkpoint.pictures
         return damaged
 
+    def _claim_folder(self) -> None:
+        """Make the folder, or refuse one that holds anything but a training."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            strange = any(self.folder.iterdir()) and not (self.folder / CONFIG).exists()
+        except OSError as reason:
+            raise ResourceError(
+                f"cannot hold a training: {reason.strerror}", file=self.folder
+            ) from None
+        if strange:
+            raise ResourceError(
+                "holds other files", file=self.folder, fix="choose the name of a new folder"
+            )
+
     def _claim_configuration(self) -> None:
         """Save the configuration, or refuse a folder that holds another training."""
-        path = self.folder / "config.json"
+        path = self.folder / CONFIG
         mine = self.config.model_dump(mode="json")
         if path.exists():
             theirs = parse(path.read_bytes(), file=path)
