@@ -107,8 +107,8 @@ def test_offset_would_cost_precision(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_many_tokens(dtype):
     """As it is chosen: fused in low precision, several tiles per head in float32."""
-    grid = TokenGrid(height=24, width=25)
-    q, k, v = qkv(rows=1, queries=600, width=16, dtype=dtype)
+    grid = TokenGrid(height=32, width=33)
+    q, k, v = qkv(rows=1, queries=grid.count, width=16, dtype=dtype)
     assert stats._fused_pays(operands(AttentionCall(q, k, v))) == (dtype != torch.float32)
     fine = dtype == torch.float32
     bounds = dict(entropy=1e-5 if fine else 4e-4, rms_distance=1e-4 if fine else 2e-3)
@@ -218,6 +218,24 @@ def test_grouped_queries(path):
     _, k, v = qkv(heads=2)
     found = errors(AttentionCall(q, k, v, enable_gqa=True), GRID)
     within(found, entropy=1e-5, rms_distance=2e-5, received_max=1e-6, lse=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "heads"), [(1, 2), (2, 1)])
+def test_broadcast_keys(path, rows, heads):
+    q, _, _ = qkv()
+    _, k, v = qkv(rows=rows, heads=heads)
+    found = errors(AttentionCall(q, k, v), GRID)
+    within(found, entropy=1e-5, rms_distance=2e-5, received_max=1e-6, lse=1e-5)
+
+
+def test_operands_in_an_unusual_layout(monkeypatch):
+    """The fused operator of the CPU needs neighbouring channels to be neighbours in memory."""
+    monkeypatch.setattr(stats, "CPU_FUSED_KEYS", 1)
+    q, k, v = qkv(dtype=torch.bfloat16)
+    strange = AttentionCall(q, k.mT.contiguous().mT, v)
+    assert stats._fused_pays(operands(AttentionCall(q, k, v)))
+    assert not stats._fused_pays(operands(strange))
+    within(errors(strange, GRID), entropy=1e-5, rms_distance=2e-5, received_max=1e-6, lse=1e-5)
 
 
 def test_scale_and_dropout(path):

@@ -20,6 +20,9 @@ from ditscope.core.sites import TokenGrid
 from ditscope.errors import BadRequest, foreign, listed
 from ditscope.runs.reader import Head, Run
 
+PART = 2 / 3
+"""Entropy, as a share of log N, of a head that looks at a part of the picture."""
+
 DEFAULT_PROGRESS = 0.75
 """Default step, as a share of the run: the object is visible, and is still being drawn."""
 
@@ -102,7 +105,7 @@ def locate(
         layer = patched[len(patched) // 2]
     if head is None:
         layer, head = selective_head(run, record.index, sample, branch, layer)
-        reasons.append("Head chosen by rule: the most focused of those that look far.")
+        reasons.append("Head chosen by rule: of those that look far, one that looks at a part.")
     assert layer is not None
     head = _checked_head(run, layer, head)
     if query is None:
@@ -180,12 +183,13 @@ def stored_steps(run: Run, branch: Branch) -> list[int]:
 def selective_head(
     run: Run, step: int, sample: int, branch: Branch, layer: int | None
 ) -> tuple[int, int]:
-    """The most focused head of those that look far and at no fixed patch, as (layer, head).
+    """Of the heads that look far and at no fixed patch, one that looks at a part, as (layer, head).
 
     Of the heads of `layer` (of all layers with patches if None), those count whose RMS distance is
     at least half that of even attention (others look at their neighbours) and whose most received
     patch gets at most ten even shares (others park all patches on one); all of them if none is so.
-    The choice is the one with the lowest entropy as a share of log N.
+    The choice is the one whose entropy is nearest to `PART` of log N: it spreads over about
+    N ** PART patches (40 of 256), not over its own patch alone and not over everything.
 
     Raises:
         BadRequest: the run does not hold these statistics, or not at this place.
@@ -205,7 +209,8 @@ def selective_head(
         for head, row in enumerate(zip(entropy, distance, received, strict=True)):
             if all(map(math.isfinite, row)):
                 fit = row[1] >= FAR * even_distance and row[2] <= FAVOURITE / keys
-                found.append((not fit, row[0] / math.log(max(keys, 2)), index, head))
+                focus = row[0] / math.log(max(keys, 2))
+                found.append((not fit, abs(focus - PART), index, head))
     if not found:
         raise BadRequest(
             f"no head has statistics at step {step}, sample {sample}, branch {branch!r}",

@@ -44,8 +44,11 @@ class Operands:
 def operands(call: AttentionCall) -> Operands:
     """The operands of a call. Two leading axes are (B, H); one is B; of more, the last is H."""
     q, k = call.q, call.k
-    if q.shape[-3:-2] != k.shape[-3:-2]:
+    if call.enable_gqa:
         k = k.repeat_interleave(q.shape[-3] // k.shape[-3], dim=-3)
+    if q.shape[:-2] != k.shape[:-2]:
+        shared = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2])
+        q, k = q.expand(*shared, *q.shape[-2:]), k.expand(*shared, *k.shape[-2:])
     mask = call.attn_mask
     if mask is not None:
         mask = mask.reshape((1,) * (2 - mask.dim()) + mask.shape)

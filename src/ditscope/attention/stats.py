@@ -10,8 +10,8 @@ of a query and `P` the map,
   each query, so its output holds, for every key, where its readers are. The mean square distance
   is then a sum of terms that are never negative and do not cancel in low precision.
 
-On a CPU these calls pay only in low precision and for many tokens; tiles of scores in float32 are
-cheaper before that, and are what remains for masks and for devices without the fused operators.
+On a CPU these calls pay only in low precision and for many tokens: else one pass over tiles of
+scores in float32 is cheaper, and exact. Tiles also serve masks and devices without the operators.
 
 Shapes: B rows, H heads, N queries, M keys, K head width, G grid rows plus grid columns.
 """
@@ -32,7 +32,7 @@ from ditscope.attention.tiles import tiled_statistics
 from ditscope.core.sites import TokenGrid
 from ditscope.core.statistics import STATISTICS
 
-CPU_FUSED_KEYS = 512
+CPU_FUSED_KEYS = 1024
 """Keys from which, in low precision, the fused operators beat tiles on a CPU (measured)."""
 
 CENTRE_SAMPLE = 16  # keys that are looked at to find a common offset
@@ -68,6 +68,8 @@ def statistics_and_lse(
 def _fused_pays(attention: Operands) -> bool:
     q, k = attention.q, attention.k
     if not attention.plain or q.dtype not in (*LOW_PRECISION, torch.float32):
+        return False
+    if q.stride(-1) != 1 or k.stride(-1) != 1:  # as the public function requires for this kernel
         return False
     on_cpu = q.device.type == "cpu"
     if on_cpu and (q.dtype not in LOW_PRECISION or k.shape[2] < CPU_FUSED_KEYS):

@@ -19,7 +19,7 @@ from ditscope.attention.operands import Operands
 from ditscope.attention.tables import squared_distances
 from ditscope.core.sites import TokenGrid
 
-TILE_ELEMENTS = {"cpu": 2**18}  # one MiB of float32: half of a core's second-level cache
+TILE_ELEMENTS = {"cpu": 2**20}  # 4 MiB of float32: stays in a last-level cache
 LARGE_TILE_ELEMENTS = 2**24
 MIN_TILE_QUERIES = 64
 
