@@ -68,4 +68,5 @@ def _four(tensor: Tensor) -> Tensor:
 
 
 def _hidden(where: Tensor) -> Tensor:
-    return torch.zeros(where.shape, device=where.device).masked_fill_(where, -torch.inf)
+    zeros = torch.zeros(where.shape, dtype=torch.float32, device=where.device)
+    return zeros.masked_fill_(where, -torch.inf)
