@@ -25,8 +25,8 @@ def main(pairs: int) -> None:
         if parameter.requires_grad:
             parameter.normal_(std=0.02)
     with tempfile.TemporaryDirectory() as folder:
-        export_diffusers(ModelWeights(ours.config, ours.state_dict()), Path(folder) / "peer")
-        peer = load_in_diffusers(Path(folder) / "peer").eval()
+        export_diffusers(ModelWeights(ours.config, ours.state_dict()), Path(folder))
+        peer = load_in_diffusers(Path(folder)).eval()
     x = torch.randn(BATCH, 4, 32, 32)
     t, y = torch.tensor([500, 20]), torch.tensor([1, 2])
     reference = ours(x, t, y)
