@@ -84,23 +84,28 @@ def _forward(run: Run, step: int, sample: int) -> dict[tuple[Branch, int], Opera
     return found
 
 
-@lru_cache(maxsize=1)
-def _loaded(
-    source: str, weights: str | None, num_heads: int | None, dtype: DType, device: str
-) -> Pipeline:
-    return load(source, weights=weights, num_heads=num_heads, dtype=dtype, device=device)
-
-
 def _pipeline(model: ModelRecord) -> Pipeline:
     is_file = Path(model.source).is_file()  # a folder says its number of heads, a file cannot
     num_heads = DiTConfig.model_validate_json(json.dumps(model.config)).num_heads
-    pipe = _loaded(
-        model.source, model.weights, num_heads if is_file else None, model.dtype, model.device
-    )
-    if pipe.weights_sha256 != model.weights_sha256:
+    place = (model.source, model.weights, num_heads if is_file else None, model.dtype, model.device)
+    return _loaded(*place, model.weights_sha256)
+
+
+@lru_cache(maxsize=1)
+def _loaded(
+    source: str,
+    weights: str | None,
+    num_heads: int | None,
+    dtype: DType,
+    device: str,
+    weights_sha256: str,
+) -> Pipeline:
+    """The pipeline of a run, its weights compared once: hashing them takes as long as a forward."""
+    pipe = load(source, weights=weights, num_heads=num_heads, dtype=dtype, device=device)
+    if pipe.weights_sha256 != weights_sha256:
         raise BadCheckpoint(
             "its weights are not those the run was computed with",
-            file=model.source,
+            file=source,
             field="weights_sha256",
             fix="put the original weights back, or record the run again; weights that were changed "
             "in memory, also by two conversions, are in no file",
