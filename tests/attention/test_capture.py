@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -118,3 +121,18 @@ def test_sites_of_different_heads_are_filled_up():
     seen = ~entropy.isnan()
     assert seen[0].tolist() == [[True, True, False, False], [True] * 4]
     assert seen[1].tolist() == [[True, True, False, False], [False] * 4]
+
+
+def test_a_capture_is_gone_with_its_last_reference():
+    """Kept until a garbage collection, the small results would scatter the memory of a sampling."""
+    model, inputs = tiny_dit()
+    sites = census(model, *inputs)
+    gc.disable()
+    try:
+        with Capture(sites) as capture:
+            model(*inputs)
+        gone = weakref.ref(capture)
+        del capture
+        assert gone() is None
+    finally:
+        gc.enable()

@@ -71,12 +71,13 @@ class Capture:
         """
         self._sites, self._names = tuple(sites), known_statistics(statistics)
         self._on_qk, self._on_attention = on_qk, on_attention
-        self._seam = Seam(self._observe)
+        self._seam: Seam | None = None  # only while entered: the two refer to each other
         self._calls = 0
         self._differing: list[str] = []
         self._found: list[dict[str, Tensor]] = []  # per site, (B, H) each
 
     def __enter__(self) -> Self:
+        self._seam = Seam(self._observe)
         self._seam.__enter__()
         return self
 
@@ -86,7 +87,9 @@ class Capture:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._seam.__exit__(kind, error, traceback)
+        seam, self._seam = self._seam, None
+        if seam is not None:
+            seam.__exit__(kind, error, traceback)
         if kind is None:
             self._check()
 
