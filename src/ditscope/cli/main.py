@@ -36,6 +36,7 @@ from ditscope.errors import (
     DitscopeError,
     ResourceError,
     foreign,
+    missing_package,
 )
 from ditscope.version import __version__
 
@@ -120,6 +121,8 @@ def typed(problem: Exception, arguments: Sequence[str]) -> DitscopeError:
     if isinstance(problem, OSError) and problem.errno in RESOURCE_ERRNOS:
         place = None if problem.filename is None else str(problem.filename)  # may be a number
         return ResourceError(problem.strerror or str(problem), file=place)
+    if isinstance(problem, ModuleNotFoundError) and not (problem.name or "").startswith("ditscope"):
+        return missing_package(problem, "this command")
     if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
         return ResourceError(
             f"out of memory: {foreign(problem)}", fix="try fewer samples, or a smaller batch"

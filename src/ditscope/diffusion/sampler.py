@@ -139,7 +139,7 @@ def _flow_plan(process: FlowProcess, name: str, steps: int, clip_denoised: bool)
 
 def _whole(steps: int | str, most: int) -> int:
     """`steps` as a number of solver steps, or BadRequest."""
-    if not isinstance(steps, int) or not 1 <= steps <= most:
+    if type(steps) is not int or not 1 <= steps <= most:
         raise BadRequest(
             f"found {foreign(repr(steps))}", field="steps", expected=f"a whole number, 1 to {most}"
         )

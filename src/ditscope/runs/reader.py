@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import operator
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ditscope.core import strict_json
 from ditscope.core.axes import BRANCH, HEAD, KEY, LAYER, QUERY, SAMPLE, STEP, Branch, X, Y
+from ditscope.core.integers import as_index
 from ditscope.core.manifest import SCHEMA_VERSION, RunManifest, StepRecord
 from ditscope.core.sites import Site
 from ditscope.errors import BadRequest, BadRun, foreign, listed
@@ -68,6 +69,11 @@ class Run:
     def steps(self) -> tuple[StepRecord, ...]:
         """The steps that are whole on disk, in the order in which they were sampled."""
         return self.manifest.steps[: len(self.manifest.committed_steps)]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the manifest, and so of every file: tells any two runs apart."""
+        return hashlib.sha256(self.manifest.model_dump_json().encode()).hexdigest()
 
     @property
     def has_images(self) -> bool:
@@ -309,7 +315,7 @@ class _Call:
 
 def _index(name: str, value: SupportsIndex, count: int, others: str = "") -> int:
     try:
-        index = operator.index(value)
+        index = as_index(value)
     except TypeError:
         index = -1
     if not 0 <= index < count:
@@ -328,7 +334,7 @@ def _token(site: Site, place: tuple[int, int] | int, count: int, axis: str) -> i
             f"{site.name} has no known patches", field=axis, expected="the index of a token"
         )
     try:
-        y, x = (operator.index(part) for part in place)
+        y, x = (as_index(part) for part in place)
         return site.grid.token(y, x)
     except (TypeError, ValueError, IndexError):
         raise BadRequest(

@@ -6,7 +6,16 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from ditscope.core.labels import find_class
 from ditscope.core.statistics import STATISTICS
@@ -33,6 +42,16 @@ class Settings(BaseModel):
     batch_size: PositiveInt = 8  # samples that go through the network together
     statistics: tuple[str, ...] = tuple(STATISTICS)  # of a recorded run
     qk_steps: tuple[NonNegativeInt, ...] = ()  # evaluations whose Q, K and log-sum-exp are stored
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_for_a_number(cls, value: object, info: ValidationInfo) -> object:
+        """Python would take True for 1, whatever its writer meant by it."""
+        parts = value if isinstance(value, list | tuple) else (value,)
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if annotation is not bool and any(isinstance(part, bool) for part in parts):
+            raise ValueError("True and False are no numbers here")
+        return value
 
 
 @dataclass(frozen=True)
