@@ -26,6 +26,7 @@ from ditscope.cli.demo import demo
 from ditscope.cli.info import info
 from ditscope.cli.models import models
 from ditscope.cli.sample import sample
+from ditscope.cli.sample_ddp import sample_ddp
 from ditscope.cli.train import train
 from ditscope.errors import (
     EXIT_OK,
@@ -81,8 +82,8 @@ def ditscope(
     """Build, train and run Diffusion Transformers, and see what they attend to."""
 
 
-for command in (demo, sample, train, models, convert, info):
-    app.command(command.__name__)(command)
+for command in (demo, sample, sample_ddp, train, models, convert, info):
+    app.command(command.__name__.replace("_", "-"))(command)
 
 
 class Terminated(BaseException):

@@ -6,7 +6,7 @@
 Shapes: B rows, C channels, h and w the latent grid.
 
 The state is float32 throughout: what is handed to `denoise` is the whole state, so a stored state
-is enough to go on from there. A sampler is a generator function `(plan, x, noise)`, see `Trajectory`.
+is enough to go on from there. A sampler is a generator function `(plan, x, noise) -> Trajectory`.
 """
 
 from __future__ import annotations
