@@ -34,7 +34,7 @@ from ditscope.runs.layout import (
 )
 from ditscope.runs.operands import OperandsCache, stored
 from ditscope.runs.replay import replay
-from ditscope.runs.target import interrupted_swap
+from ditscope.runs.target import interrupted_swap, parts_folder
 
 if TYPE_CHECKING:
     import xarray
@@ -242,7 +242,12 @@ def open_run(path: str | os.PathLike[str], allow_partial: bool = False) -> Run:
     folder = interrupted_swap(folder) or folder
     if not folder.is_dir():
         problem = "is not a folder" if os.path.lexists(folder) else "does not exist"
-        raise BadRun(problem, file=folder, expected="a run directory")
+        parts = parts_folder(folder)
+        begun = (
+            f"some of its samples are drawn, in {foreign(parts)}; the same command draws the rest"
+        )
+        fix = begun if parts.is_dir() else None
+        raise BadRun(problem, file=folder, expected="a run directory", fix=fix)
     # The seal first: a writer that completes the run meanwhile changes run.json before sealing it.
     seal = folder / COMPLETE
     complete = os.path.lexists(seal)
