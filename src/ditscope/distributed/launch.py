@@ -37,6 +37,8 @@ ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 OURS = "ditscope"
 """Key of our own words in the elastic launcher's error file, beside its own."""
 
+LAUNCHER_LOGS = ("torch.distributed.elastic", "torch.multiprocessing")
+
 STOPPED = {signal.SIGINT: errors.EXIT_SIGINT, signal.SIGTERM: errors.EXIT_SIGTERM}
 
 
@@ -154,11 +156,14 @@ def _signals_kept() -> Iterator[list[signal.Signals]]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the launcher's own log off the terminal: we say what there is to say."""
-    log, silent = logging.getLogger("torch.distributed.elastic"), logging.NullHandler()
-    log.addHandler(silent)
-    propagated, log.propagate = log.propagate, False
+    logs = [logging.getLogger(name) for name in LAUNCHER_LOGS]
+    heard, silent = [log.propagate for log in logs], logging.NullHandler()
+    for log in logs:
+        log.addHandler(silent)
+        log.propagate = False
     try:
         yield
     finally:
-        log.propagate = propagated
-        log.removeHandler(silent)
+        for log, propagate in zip(logs, heard, strict=True):
+            log.propagate = propagate
+            log.removeHandler(silent)
