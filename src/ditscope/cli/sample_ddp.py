@@ -37,7 +37,8 @@ def sample_ddp(
     """Draw pictures with several processes: the same ones, bit for bit, as `ditscope sample`.
 
     Starts the processes itself, or is one of those that torchrun has started. After an interruption
-    the same command draws what is missing.
+    the same command draws what is missing. Without --num-samples and --class every process draws
+    one batch.
     """
     if attention_log_dir is not None:
         if options.out is not None:
@@ -132,6 +133,7 @@ def _as_one_of_many(options: SampleOptions, kind: str, asked: int | None) -> str
             raise BadRequest(
                 f"found {asked}", field="num-gpus", expected=f"{group.size}, as torchrun started"
             )
+        checked_processes(kind, group.local_rank + 1)
         try:
             path = draw_share(group, options, kind)
         except DitscopeError as error:

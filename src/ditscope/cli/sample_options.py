@@ -32,7 +32,8 @@ class SampleOptions:
         list[str] | None, typer.Option("--class", help="Class name or index; repeatable.")
     ] = None
     num_samples: Annotated[
-        int | None, typer.Option(min=1, help="Pictures; the classes take turns.")
+        int | None,
+        typer.Option(min=1, help="Pictures; the classes take turns. [default: one for each]"),
     ] = None
     steps: Annotated[
         str | None, typer.Option(help="Solver steps, or a DDPM respacing such as 10,15,20.")
@@ -147,18 +148,22 @@ def run_folder(out: Path | None, job: Job) -> Iterator[Path]:
     words = drawn.pop() if len(drawn) == 1 else job.pipe.name
     stem = "".join(c if c.isalnum() and c.isascii() else "-" for c in words.split(",")[0])[:40]
     RUNS.mkdir(exist_ok=True)
-    for number in itertools.count(1):
-        folder = RUNS / f"{stem}-{number}"
-        if parts_folder(folder).exists():
-            continue  # a run that is not finished
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir()
-            break
+    names = (RUNS / f"{stem}-{number}" for number in itertools.count(1))
+    folder = next(name for name in names if not parts_folder(name).exists() and _is_made(name))
     try:
         yield folder
     finally:
         with contextlib.suppress(OSError):
             folder.rmdir()  # only if it is empty
+
+
+def _is_made(folder: Path) -> bool:
+    """Make it; False if there is one of that name, made this moment by another command perhaps."""
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
 def with_sample_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -68,16 +68,16 @@ def _draw(job: Job, parts: Parts, share: list[int], group: Group, report: Report
             f"while it drew {sample_text(list(job.batches[number]))}; of its share "
             f"{sample_text(left)} are not drawn"
         )
-
-        def in_share(done: int, _: int, before: int = position * each) -> None:
-            if report:
-                report(before + done, len(share) * each)
-
         record_job(
             job.part(job.batches[number]),
             parts.place(number),
             manifest=parts.manifest_of(number),
             overwrite=True,
-            report=in_share,
+            report=_in_share(report, position * each, len(share) * each),
         )
     group.note("when its share was drawn")
+
+
+def _in_share(report: Report | None, before: int, total: int) -> Report | None:
+    """Progress of one batch, told as that of the share."""
+    return report and (lambda done, _: report(before + done, total))

@@ -53,6 +53,7 @@ class Group:
         """Return when every rank has called this. Raises ResourceError if one is gone."""
         with self._others():
             work = dist.barrier(async_op=True)
+            assert work is not None  # every rank is a member
             while not work.is_completed():
                 time.sleep(POLL_SECONDS)  # in Python, so that a signal is heard
             work.wait()

@@ -8,6 +8,7 @@ process would have written.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,12 @@ from ditscope.runs.layout import layout_of
 from ditscope.runs.reader import Run
 from ditscope.runs.writer import RunWriter
 
-_DRAWN_ALONE = {"created", "committed_steps", "files"}
-"""Fields in which a part need not be what the whole says."""
+_COMPARED = [
+    field
+    for field in RunManifest.model_fields
+    if field not in {"created", "model", "committed_steps", "files"}
+]
+"""Fields in which a part must be what the whole says; the model's are compared one by one."""
 
 
 def part_of(manifest: RunManifest, batch: tuple[int, ...]) -> RunManifest:
@@ -40,7 +45,7 @@ def first_difference(found: RunManifest, expected: RunManifest) -> str | None:
 
     Devices of one kind count as one: `cuda:0` and `cuda:1`.
     """
-    for field in RunManifest.model_fields.keys() - _DRAWN_ALONE - {"model"}:
+    for field in _COMPARED:
         if getattr(found, field) != getattr(expected, field):
             return field
     for field in type(expected.model).model_fields:
@@ -60,7 +65,7 @@ def merge(parts: Sequence[Run], manifest: RunManifest, writer: RunWriter) -> Non
         ResourceError: it cannot be written.
     """
     for step in manifest.steps:
-        latents = [run.files.block(run.layout.latents, step=step.index) for run in parts]
+        latents = [_block(run, run.layout.latents, step=step.index) for run in parts]
         stats = {
             name: np.concatenate([_statistic(run, name, step.index) for run in parts], axis=1)
             for name in manifest.statistics
@@ -70,7 +75,7 @@ def merge(parts: Sequence[Run], manifest: RunManifest, writer: RunWriter) -> Non
             for layer in range(len(manifest.sites)):
                 _qk(parts, manifest, writer, step.index, layer)
         writer.commit_step(step.index)
-    writer.write_final(np.concatenate([run.files.block(run.layout.final) for run in parts]))
+    writer.write_final(np.concatenate([_block(run, run.layout.final) for run in parts]))
     names = layout_of(manifest).image_files
     for batch, run in zip(manifest.batches, parts, strict=True):
         for sample, own in zip(batch, run.layout.image_files, strict=True):
@@ -78,9 +83,14 @@ def merge(parts: Sequence[Run], manifest: RunManifest, writer: RunWriter) -> Non
     writer.complete()
 
 
-def _statistic(run: Run, name: str, step: int) -> NDArray[np.generic]:
+def _block(run: Run, spec: ArraySpec, **place: int) -> NDArray[Any]:
+    """The values at `place`, all samples of `run`, in the type of the array."""
+    return run.files.block(spec, **place)
+
+
+def _statistic(run: Run, name: str, step: int) -> NDArray[Any]:
     """(branch, sample, layer, head) of the branches that the step evaluates."""
-    return run.files.block(run.layout.stats[name], step=step)[_evaluated(run, step)]
+    return _block(run, run.layout.stats[name], step=step)[_evaluated(run, step)]
 
 
 def _evaluated(run: Run, step: int) -> list[int]:
@@ -99,9 +109,7 @@ def _qk(
             for name, spec in whole.items():
                 _adopt_chunks(run, own[name], spec, batch, place, writer)
         else:  # the last batch is smaller than the others, and so is what its chunks hold
-            blocks = [
-                run.files.block(spec, **place)[_evaluated(run, step)] for spec in own.values()
-            ]
+            blocks = [_block(run, spec, **place)[_evaluated(run, step)] for spec in own.values()]
             writer.write_qk(step, layer, *blocks, first_sample=batch[0])
 
 
