@@ -12,12 +12,14 @@ import typer
 from ditscope.cli.console import messages, progress
 from ditscope.cli.sample import gallery, show
 from ditscope.cli.sample_options import SampleOptions, note, run_folder, with_sample_options
-from ditscope.errors import BadRequest, DitscopeError, ResourceError
+from ditscope.errors import BadRequest, DitscopeError, ResourceError, foreign
 
 if TYPE_CHECKING:
     from ditscope.distributed.group import Group
 
 PROCESSES_ON_CPU = 2
+MOST_PROCESSES = 64
+"""More than any machine has GPUs; each process loads the network."""
 
 
 @with_sample_options
@@ -25,7 +27,11 @@ def sample_ddp(
     options: SampleOptions,
     num_gpus: Annotated[
         int | None,
-        typer.Option(min=1, help="Processes, one a GPU. [default: every GPU; 2 on the CPU]"),
+        typer.Option(
+            min=1,
+            max=MOST_PROCESSES,
+            help="Processes, one a GPU. [default: every GPU; 2 on the CPU]",
+        ),
     ] = None,
     attention_log_dir: Annotated[
         Path | None, typer.Option(help="Short for --attention-debug --out with this folder.")
@@ -67,7 +73,9 @@ def device_kind(device: str | None) -> str:
 
     if device not in (None, "cpu", "cuda"):
         raise BadRequest(
-            f"found {device!r}", field="device", expected="cpu or cuda: every process has its own"
+            f"found {foreign(device)}",
+            field="device",
+            expected="cpu or cuda: every process has its own",
         )
     if device == "cuda" and not torch.cuda.is_available():
         raise ResourceError("there is no CUDA device", field="device", fix="`cpu` works")
@@ -110,6 +118,8 @@ def draw_share(group: Group, options: SampleOptions, kind: str) -> str:
         )
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(run_folder(options.out, job))
+        if options.out is None:
+            messages().print(f"note: if this is interrupted, --out {folder} goes on with it")
         bar = stack.enter_context(progress())
         task = bar.add_task(f"drawing, 1 of {group.size} processes", total=None)
         return str(

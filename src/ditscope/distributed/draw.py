@@ -66,7 +66,7 @@ def _draw(job: Job, parts: Parts, share: list[int], group: Group, report: Report
         left = [sample for later in share[position:] for sample in job.batches[later]]
         group.note(
             f"while it drew {sample_text(list(job.batches[number]))}; of its share "
-            f"{sample_text(left)} are not drawn"
+            f"{sample_text(left)} are not drawn; finished ones are in {parts.folder}"
         )
         record_job(
             job.part(job.batches[number]),

@@ -29,6 +29,8 @@ SECONDS_TO_BE_ENDED = 20
 """How long a rank that lost another waits for the launcher to end it: the first failure is the one
 to be reported, and this is not it."""
 
+REST = "what is finished stays; the same command, with that --out, draws the rest"
+
 STARTED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What a launcher (torchrun, or ours) says to each process in its environment."""
 
@@ -71,7 +73,7 @@ class Group:
             time.sleep(SECONDS_TO_BE_ENDED)
             raise ResourceError(
                 "another process of this run has ended before its time",
-                fix="what is finished stays; the same command draws the rest",
+                fix=REST,
             ) from None
 
 

@@ -29,7 +29,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from ditscope import errors
-from ditscope.distributed.group import joined
+from ditscope.distributed.group import REST, joined
 from ditscope.errors import DitscopeError, ResourceError, foreign
 
 SECONDS_TO_CLEAN_UP = 20
@@ -39,14 +39,15 @@ OURS = "ditscope"
 
 LAUNCHER_LOGS = ("torch.distributed.elastic", "torch.multiprocessing")
 
-STOPPED = {signal.SIGINT: errors.EXIT_SIGINT, signal.SIGTERM: errors.EXIT_SIGTERM}
+STOPPING = [getattr(signal, name) for name in LaunchConfig.signals_to_handle.split(",")]
+"""Signals that the launcher hands on to the processes it has started."""
 
 
 def launch(work: Callable[..., Any], arguments: tuple[object, ...], *, processes: int) -> Any:
     """What `work(group, *arguments)` returns on rank 0 of `processes` processes of this machine.
 
-    `work` is a function of a module, and the arguments can be pickled. A signal that ends this
-    process ends the others first.
+    `work` is a function of a module, and the arguments can be pickled. Call it from the main
+    thread: a signal that ends this process ends the others first.
 
     Raises:
         DitscopeError: what one of the processes raised.
@@ -81,15 +82,18 @@ def launch(work: Callable[..., Any], arguments: tuple[object, ...], *, processes
 
 def _work(work: Callable[..., Any], arguments: tuple[object, ...], notes: str) -> Any:
     """What each process runs."""
-    for number in STOPPED:
+    for number in STOPPING:
         signal.signal(number, _stop)
     _share_cores(int(os.environ["LOCAL_WORLD_SIZE"]))
     try:
         with joined(Path(notes)) as group:
             return work(group, *arguments)
-    except DitscopeError as error:
-        report_error(error)
-        raise SystemExit(error.exit_code) from None
+    except DitscopeError as problem:
+        error = problem
+    except (MemoryError, torch.OutOfMemoryError) as problem:
+        error = ResourceError(f"out of memory: {foreign(problem)}", fix="try a smaller batch")
+    report_error(error)
+    raise SystemExit(error.exit_code)
 
 
 def report_error(error: DitscopeError) -> None:
@@ -102,9 +106,9 @@ def report_error(error: DitscopeError) -> None:
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
     """Unwind once, so that cleanups run; the parent kills what does not end in time."""
-    for each in STOPPED:
+    for each in STOPPING:
         signal.signal(each, signal.SIG_IGN)
-    raise SystemExit(STOPPED[signal.Signals(number)])
+    raise SystemExit(128 + number)
 
 
 def _share_cores(processes: int) -> None:
@@ -129,8 +133,8 @@ def _reason(rank: int, failure: ProcessFailure, notes: Path) -> DitscopeError:
         note = notes / str(rank)
         doing = note.read_text(encoding="utf-8") if note.exists() else "before it drew anything"
         return ResourceError(
-            f"process {rank} was ended by {failure.signal_name()} {doing}",
-            fix="what is finished stays; the same command draws the rest",
+            f"process {rank} was ended by {failure.signal_name()} {foreign(doing, 1000)}",
+            fix=REST,
         )
     message: object = failure.message  # of torch's: text, or a tree that holds it
     text = message.get("message", "") if isinstance(message, dict) else message
@@ -140,8 +144,7 @@ def _reason(rank: int, failure: ProcessFailure, notes: Path) -> DitscopeError:
 @contextlib.contextmanager
 def _signals_kept() -> Iterator[list[signal.Signals]]:
     """Put back the handlers that the launcher replaces; then hand on the signal that stopped it."""
-    numbers = [getattr(signal, name) for name in LaunchConfig.signals_to_handle.split(",")]
-    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: signal.getsignal(number) for number in STOPPING}
     stopped_by: list[signal.Signals] = []
     try:
         yield stopped_by
