@@ -12,6 +12,8 @@ import time
 import psutil
 import pytest
 
+from ditscope.distributed.launch import launch
+from ditscope.errors import BadRun, DitscopeError, ResourceError
 from ditscope.pipeline import load
 from ditscope.runs.reader import open_run
 from ditscope.sampling.draw import record_job
@@ -143,6 +145,32 @@ def test_no_process_outlives_the_command(line, tmp_path, number, code):
     assert sorted(os.listdir(parts)) == ["00000", "00001"]  # no lock, nothing half written
     for batch in ("00000", "00001"):
         assert len(open_run(parts / batch, allow_partial=True).steps) >= 1
+
+
+def fail(group, how):
+    """What a rank does in the tests below."""
+    group.note("while it did nothing")
+    if how == "signal":
+        signal.raise_signal(signal.SIGTERM)
+    if how == "typed":
+        raise BadRun("is no run", file="runs/x", field="steps", expected="more", fix="try again")
+    raise {"memory": MemoryError("1 TB"), "bug": KeyError("blocks.3")}[how]
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "message"),
+    [
+        ("signal", ResourceError, "process 0 was ended by SIGTERM while it did nothing\n  what is"),
+        ("typed", BadRun, "runs/x: steps: process 0: is no run; expected more\n  try again"),
+        ("memory", ResourceError, "process 0: out of memory: 1 TB\n  try a smaller batch"),
+        ("bug", DitscopeError, "this is a bug in ditscope: process 0: KeyError: 'blocks.3'"),
+    ],
+)
+def test_how_a_process_ended_is_told(how, kind, message):
+    with pytest.raises(DitscopeError) as caught:
+        launch(fail, (how,), processes=1)
+    assert type(caught.value) is kind
+    assert str(caught.value).startswith(message)
 
 
 def torchrun(arguments, processes):

@@ -33,7 +33,7 @@ class SampleOptions:
     ] = None
     num_samples: Annotated[
         int | None,
-        typer.Option(min=1, help="Pictures; the classes take turns. [default: one for each]"),
+        typer.Option(min=1, help="Pictures; the classes take turns. [default: one a --class]"),
     ] = None
     steps: Annotated[
         str | None, typer.Option(help="Solver steps, or a DDPM respacing such as 10,15,20.")

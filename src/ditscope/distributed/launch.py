@@ -39,6 +39,9 @@ OURS = "ditscope"
 
 LAUNCHER_LOGS = ("torch.distributed.elastic", "torch.multiprocessing")
 
+SIGNALLED = 128
+"""Exit code of a process that cleaned up after a signal, less the number of the signal."""
+
 STOPPING = [getattr(signal, name) for name in LaunchConfig.signals_to_handle.split(",")]
 """Signals that the launcher hands on to the processes it has started."""
 
@@ -108,7 +111,7 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
     """Unwind once, so that cleanups run; the parent kills what does not end in time."""
     for each in STOPPING:
         signal.signal(each, signal.SIG_IGN)
-    raise SystemExit(128 + number)
+    raise SystemExit(SIGNALLED + number)
 
 
 def _share_cores(processes: int) -> None:
@@ -129,11 +132,12 @@ def _reason(rank: int, failure: ProcessFailure, notes: Path) -> DitscopeError:
         kind = getattr(errors, str(said["error"]))
         places = {name: said[name] for name in ("file", "field", "expected", "fix")}
         return kind(f"process {rank}: {said['problem']}", **places)
-    if failure.exitcode < 0:
+    ended_by = -failure.exitcode if failure.exitcode < 0 else failure.exitcode - SIGNALLED
+    if ended_by > 0:
         note = notes / str(rank)
         doing = note.read_text(encoding="utf-8") if note.exists() else "before it drew anything"
         return ResourceError(
-            f"process {rank} was ended by {failure.signal_name()} {foreign(doing, 1000)}",
+            f"process {rank} was ended by {signal.Signals(ended_by).name} {foreign(doing, 1000)}",
             fix=REST,
         )
     message: object = failure.message  # of torch's: text, or a tree that holds it
