@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from ditscope.errors import missing_package
 from ditscope.version import __version__
 
 if TYPE_CHECKING:
@@ -50,7 +51,10 @@ def __getattr__(name: str) -> object:
         return importlib.import_module("ditscope.plot")
     if name not in _HOME:
         raise AttributeError(f"module 'ditscope' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
+    try:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+    except ModuleNotFoundError as reason:
+        raise missing_package(reason, f"ditscope.{name}") from None
     globals()[name] = value
     return value
 

@@ -22,6 +22,9 @@ import os
 import unicodedata
 from collections.abc import Iterable
 
+INSTALLED_AS = {"PIL": "pillow", "google_crc32c": "google-crc32c"}
+"""Packages whose name for `pip` is not the one they are imported by."""
+
 MAX_FOREIGN_TEXT = 200
 MAX_LISTED = 10
 
@@ -128,6 +131,17 @@ class ResourceError(DitscopeError):
     """Disk, memory, port, device or an optional package is missing."""
 
     exit_code = EXIT_RESOURCE
+
+
+def missing_package(reason: ModuleNotFoundError, wanted_by: str) -> ResourceError:
+    """The typed error for a package that is not installed. Raises `reason` if it is one of ours."""
+    package = (reason.name or "").split(".")[0]
+    if package in ("", "ditscope"):
+        raise reason
+    return ResourceError(
+        f"{wanted_by} needs {foreign(package)}, which is not installed",
+        fix=f"pip install {INSTALLED_AS.get(package, foreign(package))}",
+    )
 
 
 class NumericalError(DitscopeError):

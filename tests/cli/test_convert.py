@@ -2,6 +2,7 @@
 
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -123,6 +124,7 @@ class TestRefusals:
 
     @pytest.fixture(autouse=True)
     def unchanged(self, tmp_path, source, folder):
+        (tmp_path / "empty.pt").touch()
         before = listing(tmp_path)
         yield
         assert listing(tmp_path) == before
@@ -133,7 +135,8 @@ class TestRefusals:
             (("golden.safetensors", "out"), 3, "give num_heads (--num-heads)"),
             (("golden.safetensors", "out", "--num-heads", "5"), 3, "num_heads 5 does not divide"),
             (("golden.safetensors", "out", "--to", "onnx"), 2, "'onnx'"),
-            (("golden.safetensors", "none/out"), 4, "No such file"),
+            (("golden.safetensors", "none/out"), 4, "its parent folder does not exist"),
+            (("empty.pt", "out"), 3, "empty.pt: is empty"),
             (("none", "out"), 3, "none: no such file or folder"),
             (("flow", "flow"), 2, "is the source, or one holds the other"),
             (("flow", "flow/out"), 2, "is the source, or one holds the other"),
@@ -155,6 +158,36 @@ class TestRefusals:
         (tmp_path / "flow" / "thesis.tex").unlink()
         assert code == 2
         assert "holds files that would be lost: thesis.tex" in err
+
+
+@pytest.mark.parametrize(
+    ("place", "code"), [("none/out", 4), ("readonly/out", 4), ("taken", 2), ("tight", 4)]
+)
+def test_a_bad_place_is_known_before_the_pickle_is_opened(cli, tmp_path, monkeypatch, place, code):
+    from ditscope.model import published
+
+    monkeypatch.setattr(published, "_convert_in_child", lambda *_: pytest.fail("was opened"))
+    monkeypatch.setattr("os.access", lambda path, mode: "readonly" not in str(path))
+    for name in ("readonly", "taken"):
+        (tmp_path / name).mkdir()
+    if place == "tight":
+        monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    torch.save(STATE, tmp_path / "w.pt")
+    result = cli("convert", str(tmp_path / "w.pt"), str(tmp_path / place))
+    assert (result.code, result.out) == (code, "")
+
+
+def test_a_pipeline_s_small_files_are_read_before_its_pickle(cli, tmp_path, monkeypatch):
+    from ditscope.model import diffusers_format
+
+    monkeypatch.setattr(diffusers_format, "read_pickled", lambda *_: pytest.fail("was opened"))
+    for name in ("transformer", "scheduler"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+    (tmp_path / "in" / "model_index.json").write_text("{}")
+    (tmp_path / "in" / "scheduler" / "scheduler_config.json").write_text('{"beta_end": "high"}')
+    result = cli("convert", str(tmp_path / "in"), str(tmp_path / "out"))
+    assert result.code == 3
+    assert "scheduler_config.json: beta_end" in result.err
 
 
 def test_an_earlier_conversion_is_replaced_on_request(cli, source, folder):

@@ -28,6 +28,8 @@ FAILURES = {
     "disk error on a descriptor": (OSError(errno.EIO, "Input/output error", 7), 4),
     "memory": (MemoryError(), 4),
     "gpu memory": (OutOfMemoryError("CUDA out of memory"), 4),
+    "package": (ModuleNotFoundError("No module named 'torch'", name="torch.nn"), 4),
+    "our own module": (ModuleNotFoundError("No module named", name="ditscope.x"), 1),
     "end of file": (EOFError("ran out"), 1),
     "bug": (KeyError("blocks.3"), 1),
     "exit": (typer.Exit(7), 7),
@@ -59,6 +61,13 @@ def test_exit_code_and_no_traceback(name, capsys):
     assert out == ""
     assert "Traceback" not in err
     assert err.startswith("error: ") or code in (7, 130)
+
+
+def test_a_missing_package_is_named_as_pip_knows_it(capsys):
+    run(failing(ModuleNotFoundError("No module named 'PIL'", name="PIL.Image")), ["go"])
+    assert capsys.readouterr().err == (
+        "error: this command needs PIL, which is not installed\n  pip install pillow\n"
+    )
 
 
 def test_every_typed_error_keeps_its_code(capsys):

@@ -82,6 +82,13 @@ def manifest_files(folder):
     return json.loads((folder / "run.json").read_text())["files"]
 
 
+@pytest.mark.parametrize("options", [(), ("--verify",), ("--json",)])
+def test_a_manifest_is_answered_with_its_folder(command, folder, options):
+    outcome = command(folder / "run.json", *options)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert f"give its folder: {folder}" in outcome.err
+
+
 def test_damage_is_listed_and_ends_with_3(command, folder):
     chunk = folder / "data.zarr/latents/c.1.0.0.0.0"
     data = bytearray(chunk.read_bytes())

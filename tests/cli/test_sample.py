@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -57,9 +58,36 @@ def test_names_a_new_folder_each_time(sample):
     assert sorted(os.listdir("runs")) == ["bee-1", "bee-2"]
 
 
+def test_two_commands_at_the_same_moment_choose_two_names(pipeline_folder, tmp_path, monkeypatch):
+    from ditscope.cli.sample_options import run_folder
+    from ditscope.pipeline import load
+    from ditscope.sampling.job import make_job
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "bee-2.parts").mkdir(parents=True)  # of a run that is not finished
+    job = make_job(load(pipeline_folder), ["bee"], {})
+    chosen, together = [], threading.Barrier(8)
+
+    def choose():
+        together.wait()
+        with run_folder(None, job) as folder:
+            chosen.append(folder.name)
+            together.wait()
+
+    threads = [threading.Thread(target=choose) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(chosen) == sorted(f"bee-{number}" for number in (1, *range(3, 10)))
+    assert os.listdir("runs") == ["bee-2.parts"]  # nothing was drawn, nothing stays
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
+        (["--out", ""], 2, "out: found an empty name"),
+        (["--out", "."], 2, "out: found an empty name, or the folder you are in"),
         (["--class", "bumblebee"], 2, "bee"),
         (["--class", "99"], 2, "99"),
         (["--class", ""], 2, "class"),

@@ -96,6 +96,42 @@ def test_unknown_name_is_an_attribute_error():
         _ = ditscope.smaple
 
 
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [("load", "torch"), ("watch", "torch"), ("sample", "torch"), ("open_run", "numpy")],
+)
+def test_a_name_that_needs_a_missing_package_says_what_to_install(name, package):
+    code = f"""
+import sys
+sys.modules[{package!r}] = None  # as where it is not installed
+import ditscope
+from ditscope.errors import ResourceError
+try:
+    getattr(ditscope, {name!r})
+except ResourceError as error:
+    assert str(error) == (
+        "ditscope.{name} needs {package}, which is not installed\\n  pip install {package}"
+    ), error
+else:
+    raise AssertionError
+"""
+    loaded_after(code)
+
+
+def test_a_module_of_ours_that_is_missing_is_no_advice_to_install_it():
+    loaded_after("""
+import sys
+sys.modules["ditscope.pipeline"] = None
+import ditscope
+try:
+    ditscope.load
+except ModuleNotFoundError as error:
+    assert error.name == "ditscope.pipeline"
+else:
+    raise AssertionError
+""")
+
+
 def test_dynamic_imports_are_few_and_known():
     """Public names load late by one, and `runs` reaches the making side by one, in replay."""
     callers = {

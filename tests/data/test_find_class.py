@@ -42,7 +42,7 @@ def test_index_out_of_range_says_the_range(wanted):
         find_class(wanted, NAMES)
 
 
-@pytest.mark.parametrize("wanted", ["", "9" * 5000, "\x1b[31mred", 2.5, None, "1.0"])
+@pytest.mark.parametrize("wanted", ["", "9" * 5000, "\x1b[31mred", 2.5, None, "1.0", True, False])
 def test_nonsense_is_a_bad_request(wanted):
     with pytest.raises(BadRequest) as caught:
         find_class(wanted, NAMES)

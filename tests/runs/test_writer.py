@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 from types import SimpleNamespace
 
@@ -182,6 +183,42 @@ def test_two_writers_of_one_name(tmp_path, toy):
             if not (tmp_path / "run").exists():
                 toy.write_step(writer, 0)
     assert len(open_run(tmp_path / "run", allow_partial=True).steps) == 1
+
+
+def test_a_run_at_once_shows_when_it_is_whole(tmp_path, toy):
+    """Its steps are committed as ever; a death before the end leaves nothing under its name."""
+    for ends_well in (False, True):
+        with RunWriter(tmp_path / "run", toy.manifest, at_once=True) as writer:
+            for step in range(3):
+                toy.write_step(writer, step)
+                assert not (tmp_path / "run").exists()
+            if ends_well:
+                toy.write_end(writer)
+        assert os.listdir(tmp_path) == (["run"] if ends_well else [])
+    assert contents(toy.write(tmp_path / "other")) == contents(tmp_path / "run")
+
+
+def test_an_adopted_file_is_listed_and_outlives_its_source(tmp_path, toy):
+    source = toy.write(tmp_path / "source")
+    records = open_run(source).manifest.files
+    with RunWriter(tmp_path / "run", toy.manifest) as writer:
+        for step in range(3):
+            toy.write_step(writer, step)
+        writer.write_final(toy.final)
+        writer.write_image(1, toy.images[1])
+        with pytest.raises(ResourceError, match="No such file"):
+            writer.adopt("images/0000.png", source / "nothing.png", records["images/0000.png"])
+        with pytest.raises(BadRequest, match=r"not written yet: images/0000\.png"):
+            writer.complete()
+        writer.adopt("images/0000.png", source / "images/0000.png", records["images/0000.png"])
+        writer.complete()
+    shutil.rmtree(source)
+    found, expected = contents(tmp_path / "run"), contents(toy.write(tmp_path / "again"))
+    for each in (found, expected):  # the order in which files were written shows in these
+        del each["run.json"], each["COMPLETE"]
+    assert found == expected
+    assert open_run(tmp_path / "run").manifest == open_run(tmp_path / "again").manifest
+    assert open_run(tmp_path / "run").verify().ok
 
 
 # --- misuse

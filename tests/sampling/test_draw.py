@@ -12,7 +12,8 @@ from ditscope.diffusion.sampler import SAMPLERS
 from ditscope.errors import BadRequest, NothingWatched, NumericalError, ResourceError
 from ditscope.pipeline import Pipeline, load
 from ditscope.runs.reader import Run, open_run
-from ditscope.sampling.draw import Samples, sample
+from ditscope.sampling.draw import Samples, record_job, sample
+from ditscope.sampling.job import make_job
 
 
 def draw(pipe: Pipeline, labels: list[str], **settings: object) -> Samples:
@@ -56,6 +57,33 @@ def test_noise_belongs_to_the_sample(folder: Path, tmp_path: Path) -> None:
     assert not np.array_equal(other.latents[0, 0].values, together.latents[0, 0].values)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_batch_is_drawn_as_if_it_were_alone(folder: Path, tmp_path: Path, dtype: str) -> None:
+    """Bit for bit, with every sampler: what else is drawn, or where, changes nothing."""
+    pipe = load(folder, dtype=dtype)
+    for name in fitting(pipe):
+        settings = {"sampler": name, "steps": 4, "seed": 3, "batch_size": 2, "statistics": ()}
+        settings |= {"eta": 0.5} if name == "ddim" else {}
+        job = make_job(pipe, ["ant", "bee", "cat", "dog", "eel"], settings)
+        whole = draw(pipe, ["ant", "bee", "cat", "dog", "eel"], **settings)
+        assert [len(batch) for batch in job.batches] == [2, 2, 1]
+        for index, batch in enumerate(job.batches):
+            part = job.part(batch)
+            assert part.sample_seeds == job.sample_seeds[batch[0] : batch[-1] + 1]
+            alone = record_job(part, tmp_path / f"{name}-{index}")
+            assert np.array_equal(alone.final, whole.final[list(batch)]), (name, index)
+            assert np.array_equal(alone.images, whole.images[list(batch)]), (name, index)
+
+
+def test_qk_steps_are_spread_from_first_to_last(flow_folder: Path) -> None:
+    job = make_job(load(flow_folder), ["ant"], {"steps": 9})
+    spread = [job.keeping_qk(count).settings.qk_steps for count in (0, 1, 2, 3, 9)]
+    assert spread == [(), (0,), (0, 8), (0, 4, 8), tuple(range(9))]
+    for count in (-1, 10):
+        with pytest.raises(BadRequest, match=f"qk-steps: found {count}; expected 0 to 9"):
+            job.keeping_qk(count)
+
+
 def test_run_says_how_it_was_made(folder: Path, tmp_path: Path) -> None:
     pipe = load(folder, dtype="float32")
     run = record(pipe, ["dog", "DOG", "1"], tmp_path / "run", cfg_interval=(0.5, 0.99), seed=9)
@@ -97,6 +125,11 @@ def test_heun_records_both_evaluations(flow_folder: Path, tmp_path: Path) -> Non
         (["ant"], {"statistics": ("entropie",)}, "statistics"),
         (["ant"], {"qk_steps": (4,)}, "qk_steps"),
         (["ant"], {"sampler": "ddpm"}, "sampler"),
+        (["ant"], {"steps": True}, "steps"),
+        (["ant"], {"seed": True}, "seed"),
+        (["ant"], {"batch_size": True}, "batch_size"),
+        (["ant"], {"qk_steps": (True,)}, "qk_steps"),
+        ([True], {}, "class"),
         ([], {}, "labels"),
         ("ant", {}, "labels"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import shutil
 from pathlib import Path
 
@@ -108,3 +109,21 @@ def test_weights_changed_in_memory_are_noticed(flow_folder: Path, tmp_path: Path
         assert run.attention(0, 0, 0, (0, 0)).attrs["source"] == "stored"
         with pytest.raises(BadCheckpoint, match="not those the run was computed with"):
             run.attention(0, 0, 1, (0, 0))
+
+
+def test_runs_of_the_same_name_and_second_are_told_apart(
+    flow_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Clock(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> datetime.datetime:
+            return datetime.datetime(2026, 1, 1, tzinfo=tz)
+
+    monkeypatch.setattr("ditscope.sampling.recorder.datetime.datetime", Clock)
+    found = []
+    for seed in (0, 1, 0):
+        _, run = recorded(flow_folder, tmp_path / "run", "float32", seed=seed, overwrite=True)
+        assert run.manifest.created == "2026-01-01T00:00:00+00:00"
+        found.append(run.attention(1, 0, 2, (0, 0)).values)
+    assert not np.array_equal(found[0], found[1])
+    assert np.array_equal(found[0], found[2])

@@ -7,7 +7,6 @@ nothing but the run, and `Place.reasons` says in words what was chosen and why.
 from __future__ import annotations
 
 import math
-import operator
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -15,6 +14,7 @@ import numpy
 
 from ditscope.analysis.pictures import finished_picture, object_patch
 from ditscope.core.axes import BRANCHES, Branch
+from ditscope.core.integers import as_index
 from ditscope.core.manifest import StepRecord
 from ditscope.core.sites import TokenGrid
 from ditscope.errors import BadRequest, foreign, listed
@@ -231,7 +231,7 @@ def even_rms_distance(grid: TokenGrid) -> float:
 def _index(field: str, value: object, count: int) -> int:
     """`value` as an index below `count`, else BadRequest with the range."""
     try:
-        index = -1 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+        index = as_index(value)
     except TypeError:
         index = -1
     if not 0 <= index < count:
@@ -259,7 +259,7 @@ def _checked_head(run: Run, layer: int, head: Head) -> Head:
 def _checked_query(run: Run, layer: int, query: tuple[int, int]) -> tuple[int, int]:
     grid = grid_of(run, layer)
     try:
-        y, x = (operator.index(part) for part in query)
+        y, x = (as_index(part) for part in query)
     except (TypeError, ValueError):
         y = x = -1
     if not (0 <= y < grid.height and 0 <= x < grid.width):

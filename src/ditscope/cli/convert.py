@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -52,9 +53,10 @@ def convert(
     published are CC BY-NC 4.0.
     """
     from ditscope.core.atomic import new_folder
+
+    _check_places(source, destination, overwrite)
     from ditscope.model.sources import read_source
 
-    _refuse_overlap(source, destination)
     with (
         new_folder(destination, replaceable=_written_names() if overwrite else None) as folder,
         messages().status("converting"),
@@ -74,12 +76,27 @@ def convert(
     _report(found, destination, to, notes, as_json=json)
 
 
-def _refuse_overlap(source: Path, destination: Path) -> None:
-    from ditscope.errors import BadRequest
+def _check_places(source: Path, destination: Path, overwrite: bool) -> None:
+    """What can be known of both paths before torch is loaded and any weight is read."""
+    from ditscope.core.atomic import check_replaceable, check_space
+    from ditscope.errors import BadCheckpoint, BadRequest, ResourceError
 
+    if not source.exists():
+        raise BadCheckpoint("no such file or folder", file=source)
     old, new = source.resolve(), destination.resolve()
     if old == new or old.is_relative_to(new) or new.is_relative_to(old):
         raise BadRequest("is the source, or one holds the other", file=destination)
+    if not overwrite:
+        check_replaceable(destination, None)
+    if not new.parent.is_dir():
+        raise ResourceError(
+            "its parent folder does not exist", file=destination, fix=f"mkdir -p {new.parent}"
+        )
+    if not os.access(new.parent, os.W_OK | os.X_OK):
+        raise ResourceError("its parent folder is not writable", file=destination)
+    if source.is_file() and source.stat().st_size == 0:
+        raise BadCheckpoint("is empty", file=source)
+    check_space(new.parent, source.stat().st_size)
 
 
 def _written_names() -> set[str]:

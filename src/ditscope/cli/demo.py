@@ -30,20 +30,22 @@ def demo(
     seed: Annotated[int, typer.Option(help="Every sample's noise follows from it.")] = 0,
 ) -> None:
     """Draw eight pictures and record every attention head of every layer at every step."""
-    from ditscope.cli.sample import check_out, record, show
+    from ditscope.cli.sample import gallery, record, show
     from ditscope.pipeline import load
+    from ditscope.runs.target import check_target
+    from ditscope.sampling.job import make_job
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    check_out(out, overwrite=True)
+    check_target(out, overwrite=True)
     pipe = load("emoji")
     config = pipe.model.config
     messages().print(
         f"drawing {len(CLASSES)} pictures in {STEPS} steps, guidance {pipe.defaults.cfg_scale:g}, "
         f"recording {config.depth} layers x {config.num_heads} heads x 2 branches"
     )
-    labels = [pipe.labels.index(name) for name in CLASSES]
-    run, pictures = record(pipe, labels, out, True, QK_STEPS, {"steps": STEPS, "seed": seed})
-    show(run, pictures, as_json=False)
+    job = make_job(pipe, CLASSES, {"steps": STEPS, "seed": seed}).keeping_qk(QK_STEPS)
+    run = record(job, out, overwrite=True)
+    show(run, gallery(run), as_json=False)
     results().print(
         "          ditscope sample --class owl --cfg-scale 4.0 --attention-debug\n"
         f"          python -c \"import ditscope as ds; print(ds.open_run('{out}').attention("

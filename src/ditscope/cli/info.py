@@ -70,8 +70,13 @@ def describe(path: str) -> Facts:
     """What is at `path`. Raises BadRequest for what is nothing of ours, BadInput if damaged."""
     from ditscope.core.pipeline_config import CONFIG_FILE
     from ditscope.runs.layout import MANIFEST
+    from ditscope.runs.target import holds_run
 
     place = place_of(path)
+    if place.name == MANIFEST and holds_run(place.parent):
+        raise BadRequest(
+            "is one file of a run", file=place, fix=f"give its folder: {foreign(place.parent)}"
+        )
     if place.is_file():
         return file_facts(place)
     if (place / MANIFEST).exists():

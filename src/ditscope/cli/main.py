@@ -26,6 +26,7 @@ from ditscope.cli.demo import demo
 from ditscope.cli.info import info
 from ditscope.cli.models import models
 from ditscope.cli.sample import sample
+from ditscope.cli.sample_ddp import sample_ddp
 from ditscope.cli.train import train
 from ditscope.errors import (
     EXIT_OK,
@@ -36,6 +37,7 @@ from ditscope.errors import (
     DitscopeError,
     ResourceError,
     foreign,
+    missing_package,
 )
 from ditscope.version import __version__
 
@@ -80,8 +82,8 @@ def ditscope(
     """Build, train and run Diffusion Transformers, and see what they attend to."""
 
 
-for command in (demo, sample, train, models, convert, info):
-    app.command(command.__name__)(command)
+for command in (demo, sample, sample_ddp, train, models, convert, info):
+    app.command(command.__name__.replace("_", "-"))(command)
 
 
 class Terminated(BaseException):
@@ -120,6 +122,8 @@ def typed(problem: Exception, arguments: Sequence[str]) -> DitscopeError:
     if isinstance(problem, OSError) and problem.errno in RESOURCE_ERRNOS:
         place = None if problem.filename is None else str(problem.filename)  # may be a number
         return ResourceError(problem.strerror or str(problem), file=place)
+    if isinstance(problem, ModuleNotFoundError) and not (problem.name or "").startswith("ditscope"):
+        return missing_package(problem, "this command")
     if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
         return ResourceError(
             f"out of memory: {foreign(problem)}", fix="try fewer samples, or a smaller batch"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import operator
 import re
 from collections.abc import Sequence
 from typing import SupportsIndex
 
+from ditscope.core.integers import as_index
 from ditscope.errors import BadRequest, foreign, listed
 
 MAX_SUGGESTIONS = 3
@@ -24,7 +24,7 @@ def find_class(wanted: str | SupportsIndex, class_names: Sequence[str]) -> int:
     """
     if not isinstance(wanted, str):
         try:
-            return _checked_index(operator.index(wanted), len(class_names))
+            return _checked_index(as_index(wanted), len(class_names))
         except TypeError as error:
             raise BadRequest(
                 f"{foreign(wanted)} is neither a class name nor an index", field="class"

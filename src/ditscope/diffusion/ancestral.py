@@ -9,26 +9,26 @@ import torch
 from torch import Tensor
 
 from ditscope.diffusion.ddpm import DDPMTables, at, posterior
-from ditscope.diffusion.schedule import Denoise, Evaluation, Noise, SamplerPlan
+from ditscope.diffusion.schedule import Evaluation, Noise, SamplerPlan, Trajectory
 
 
-def ddpm(plan: SamplerPlan, denoise: Denoise, x: Tensor, noise: Noise) -> Tensor:
+def ddpm(plan: SamplerPlan, x: Tensor, noise: Noise) -> Trajectory:
     """Draw from the predicted distribution of the step before, to the end (arXiv:2006.11239)."""
     tables = _tables(plan, x)
     for evaluation in plan.evaluations:
         t, last = _index(plan, evaluation, x)
-        output = denoise(x, evaluation)
+        output = yield x, evaluation
         fresh = torch.zeros_like(x) if last else noise(x.shape).to(x)
         x = ddpm_step(tables, output, x, t, fresh, clip_denoised=plan.clip_denoised)
     return x
 
 
-def ddim(plan: SamplerPlan, denoise: Denoise, x: Tensor, noise: Noise) -> Tensor:
+def ddim(plan: SamplerPlan, x: Tensor, noise: Noise) -> Trajectory:
     """Step along the predicted noise; `eta` mixes fresh noise in (arXiv:2010.02502, eq. 12)."""
     tables = _tables(plan, x)
     for evaluation in plan.evaluations:
         t, last = _index(plan, evaluation, x)
-        output = denoise(x, evaluation)
+        output = yield x, evaluation
         fresh = None if last or plan.eta == 0 else noise(x.shape).to(x)
         x = ddim_step(tables, output, x, t, fresh, plan.eta, clip_denoised=plan.clip_denoised)
     return x

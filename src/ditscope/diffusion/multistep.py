@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from ditscope.diffusion.flow import FlowProcess
-from ditscope.diffusion.schedule import Denoise, Noise, SamplerPlan
+from ditscope.diffusion.schedule import Noise, SamplerPlan, Trajectory
 
 LARGEST_FLOW_LEVEL = 1 - 1e-6
 """Stands for pure noise inside the solvers, which take the logarithm of what signal is left."""
 
 
-def dpm_solver(plan: SamplerPlan, denoise: Denoise, x: Tensor, noise: Noise) -> Tensor:
+def dpm_solver(plan: SamplerPlan, x: Tensor, noise: Noise) -> Trajectory:
     """DPM-Solver++(2M): second order from the present and the previous picture."""
     from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
@@ -32,10 +32,10 @@ def dpm_solver(plan: SamplerPlan, denoise: Denoise, x: Tensor, noise: Noise) -> 
         prediction_type="sample",
         use_flow_sigmas=isinstance(plan.process, FlowProcess),
     )
-    return _drive(scheduler, plan, denoise, x)
+    return _drive(scheduler, plan, x)
 
 
-def unipc(plan: SamplerPlan, denoise: Denoise, x: Tensor, noise: Noise) -> Tensor:
+def unipc(plan: SamplerPlan, x: Tensor, noise: Noise) -> Trajectory:
     """UniPC-2: a second-order predictor, corrected when the next picture is known."""
     from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
@@ -45,10 +45,10 @@ def unipc(plan: SamplerPlan, denoise: Denoise, x: Tensor, noise: Noise) -> Tenso
         prediction_type="sample",
         use_flow_sigmas=isinstance(plan.process, FlowProcess),
     )
-    return _drive(scheduler, plan, denoise, x)
+    return _drive(scheduler, plan, x)
 
 
-def _drive(scheduler: Any, plan: SamplerPlan, denoise: Denoise, x: Tensor) -> Tensor:
+def _drive(scheduler: Any, plan: SamplerPlan, x: Tensor) -> Trajectory:
     """Let a fresh diffusers `scheduler` choose the next state after every evaluation of `plan`."""
     # What its set_timesteps would set, with our numbers; it then counts its steps by itself.
     scheduler.num_inference_steps = plan.steps
@@ -56,7 +56,7 @@ def _drive(scheduler: Any, plan: SamplerPlan, denoise: Denoise, x: Tensor) -> Te
     scheduler.sigmas = _sigmas(plan)
     scheduler.set_begin_index(0)
     for evaluation, timestep in zip(plan.evaluations, scheduler.timesteps, strict=True):
-        picture = plan.picture(denoise(x, evaluation), x, evaluation)
+        picture = plan.picture((yield x, evaluation), x, evaluation)
         (x,) = scheduler.step(picture, timestep, x, return_dict=False)
     return x
 

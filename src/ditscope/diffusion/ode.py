@@ -13,34 +13,34 @@ from itertools import pairwise
 from torch import Tensor
 
 from ditscope.diffusion.flow import FlowProcess
-from ditscope.diffusion.schedule import Denoise, Evaluation, Noise, SamplerPlan
+from ditscope.diffusion.schedule import Evaluation, Noise, SamplerPlan, Trajectory
 
 
-def euler(plan: SamplerPlan, denoise: Denoise, x: Tensor, noise: Noise) -> Tensor:
+def euler(plan: SamplerPlan, x: Tensor, noise: Noise) -> Trajectory:
     """One straight step per noise level; first order."""
     levels = [evaluation.noise_level for evaluation in plan.evaluations]
     for evaluation, (level, following) in zip(
         plan.evaluations, pairwise([*levels, 0.0]), strict=True
     ):
-        slope = _velocity(plan, denoise(x, evaluation), x, evaluation)
+        slope = _velocity(plan, (yield x, evaluation), x, evaluation)
         x = x + (following - level) * slope
     return x
 
 
-def heun(plan: SamplerPlan, denoise: Denoise, x: Tensor, noise: Noise) -> Tensor:
+def heun(plan: SamplerPlan, x: Tensor, noise: Noise) -> Trajectory:
     """Average the slopes at both ends of a step; second order. The step to s = 0 is Euler's.
 
     The last step has no second stage, since at s = 0 a picture prediction has no velocity.
     """
     stages = iter(plan.evaluations)
     for first in stages:
-        slope = _velocity(plan, denoise(x, first), x, first)
+        slope = _velocity(plan, (yield x, first), x, first)
         if first.solver_step == plan.steps - 1:
             return x - first.noise_level * slope
         second = next(stages)
         step = second.noise_level - first.noise_level
         ahead = x + step * slope
-        slope_ahead = _velocity(plan, denoise(ahead, second), ahead, second)
+        slope_ahead = _velocity(plan, (yield ahead, second), ahead, second)
         x = x + step * 0.5 * (slope + slope_ahead)
     return x
 

@@ -6,7 +6,7 @@
 Shapes: B rows, C channels, h and w the latent grid.
 
 The state is float32 throughout: what is handed to `denoise` is the whole state, so a stored state
-is enough to go on from there. A sampler is a function `(plan, denoise, x, noise) -> x0`.
+is enough to go on from there. A sampler is a generator function `(plan, x, noise) -> Trajectory`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from ditscope.diffusion.flow import FlowProcess
 from ditscope.diffusion.multistep import dpm_solver, unipc
 from ditscope.diffusion.ode import euler, heun
 from ditscope.diffusion.respacing import respace
-from ditscope.diffusion.schedule import Denoise, Evaluation, Noise, SamplerPlan
+from ditscope.diffusion.schedule import Denoise, Evaluation, Noise, SamplerPlan, Trajectory
 from ditscope.errors import BadRequest, NumericalError, foreign, listed
 
-__all__ = ["SAMPLERS", "Denoise", "Evaluation", "Noise", "SamplerPlan", "plan", "run"]
+__all__ = ["SAMPLERS", "Denoise", "Evaluation", "Noise", "SamplerPlan", "plan", "run", "trajectory"]
 
 MOST_FLOW_STEPS = 10_000
 
@@ -36,7 +36,7 @@ MOST_FLOW_STEPS = 10_000
 class Sampler:
     """One way from noise to picture, and the kinds of process it can follow."""
 
-    run: Callable[[SamplerPlan, Denoise, Tensor, Noise], Tensor]
+    trajectory: Callable[[SamplerPlan, Tensor, Noise], Trajectory]
     kinds: tuple[str, ...]
     stages: int = 1  # evaluations per solver step, except the last, which has one
 
@@ -139,7 +139,7 @@ def _flow_plan(process: FlowProcess, name: str, steps: int, clip_denoised: bool)
 
 def _whole(steps: int | str, most: int) -> int:
     """`steps` as a number of solver steps, or BadRequest."""
-    if not isinstance(steps, int) or not 1 <= steps <= most:
+    if type(steps) is not int or not 1 <= steps <= most:
         raise BadRequest(
             f"found {foreign(repr(steps))}", field="steps", expected=f"a whole number, 1 to {most}"
         )
@@ -160,12 +160,24 @@ def run(plan: SamplerPlan, denoise: Denoise, x: Tensor, noise: Noise) -> Tensor:
         NumericalError: if the state or the network's output holds NaN or Inf; it names the step.
         BadRequest: if the network's output has not the channels the process needs.
     """
+    way = trajectory(plan, x, noise)
+    state, evaluation = next(way)
+    while True:
+        try:
+            state, evaluation = way.send(denoise(state, evaluation))
+        except StopIteration as end:
+            return end.value
+
+
+def trajectory(plan: SamplerPlan, x: Tensor, noise: Noise) -> Trajectory:
+    """As `run`, for a caller that evaluates the network itself; every number is checked."""
     learns_sigma = isinstance(plan.process, DDPMProcess) and plan.process.learn_sigma
     rows, channels, *grid = x.shape
     expected = (rows, channels * 2 if learns_sigma else channels, *grid)
-
-    def checked(state: Tensor, evaluation: Evaluation) -> Tensor:
-        output = denoise(state, evaluation)
+    way = SAMPLERS[plan.sampler].trajectory(plan, x.float(), noise)
+    state, evaluation = next(way)
+    while True:
+        output = yield state, evaluation
         if output.shape != expected:
             raise BadRequest(
                 f"the network returned {tuple(output.shape)} for a state {tuple(state.shape)}",
@@ -174,11 +186,11 @@ def run(plan: SamplerPlan, denoise: Denoise, x: Tensor, noise: Noise) -> Tensor:
             )
         _require_finite(state, "the state before", evaluation, plan)
         _require_finite(output, "the network's output in", evaluation, plan)
-        return output
-
-    x0 = SAMPLERS[plan.sampler].run(plan, checked, x.float(), noise)
-    _require_finite(x0, "the picture after", plan.evaluations[-1], plan)
-    return x0
+        try:
+            state, evaluation = way.send(output)
+        except StopIteration as end:
+            _require_finite(end.value, "the picture after", plan.evaluations[-1], plan)
+            return end.value
 
 
 def _require_finite(x: Tensor, what: str, evaluation: Evaluation, plan: SamplerPlan) -> None:

@@ -5,7 +5,7 @@ Shapes: B rows, C channels, h and w the latent grid.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -30,6 +30,11 @@ Denoise = Callable[[Tensor, Evaluation], Tensor]
 
 Noise = Callable[[Sequence[int]], Tensor]
 """Shape (B, C, h, w) -> standard normal numbers, each row from its own generator."""
+
+
+Trajectory = Generator[tuple[Tensor, Evaluation], Tensor, Tensor]
+"""One way from noise to picture (B, C, h, w): it yields every state with its evaluation, is sent
+the network's raw output, and returns the picture. So several can go on in step with each other."""
 
 
 @dataclass(frozen=True)

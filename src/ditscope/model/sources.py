@@ -99,10 +99,7 @@ def read_source(
         raise BadCheckpoint("no such file or folder", file=path)
     _refuse_unused("a folder", num_heads=num_heads, part=part)
     if (place / DIFFUSERS_INDEX).exists():
-        weights = load_diffusers(
-            place / "transformer", frequency_shift=frequency_shift, unpickle=unpickle
-        )
-        return _with_neighbours(weights, place)
+        return _diffusers_pipeline(place, frequency_shift, unpickle)
     file = place / CONFIG_FILE
     if not file.exists():
         raise BadCheckpoint(f"holds no {CONFIG_FILE}", file=path, expected="a model folder")
@@ -140,10 +137,16 @@ def _with_defaults(weights: ModelWeights) -> Source:
     return Source(weights, _described(weights, _Scheduler(), _Autoencoder(), None))
 
 
-def _with_neighbours(weights: ModelWeights, folder: Path) -> Source:
-    """A diffusers pipeline: class names, noise process and latent scale from beside the network."""
+def _diffusers_pipeline(
+    folder: Path, frequency_shift: Literal[0, 1] | None, unpickle: bool
+) -> Source:
+    """Network, and from beside it class names, noise process and latent scale."""
+    # The small files first: what is wrong with them is known before any weight is read.
     scheduler = _neighbour(_Scheduler, folder / "scheduler" / "scheduler_config.json")
     autoencoder = _neighbour(_Autoencoder, folder / AUTOENCODER / "config.json")
+    weights = load_diffusers(
+        folder / "transformer", frequency_shift=frequency_shift, unpickle=unpickle
+    )
     names = _class_names(folder / DIFFUSERS_INDEX, weights.config.num_classes)
     config = _described(weights, scheduler, autoencoder, names)
     if all((folder / AUTOENCODER / name).is_file() for name in AUTOENCODER_FILES):

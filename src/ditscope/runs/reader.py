@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import operator
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ditscope.core import strict_json
 from ditscope.core.axes import BRANCH, HEAD, KEY, LAYER, QUERY, SAMPLE, STEP, Branch, X, Y
+from ditscope.core.integers import as_index
 from ditscope.core.manifest import SCHEMA_VERSION, RunManifest, StepRecord
 from ditscope.core.sites import Site
 from ditscope.errors import BadRequest, BadRun, foreign, listed
@@ -33,7 +34,7 @@ from ditscope.runs.layout import (
 )
 from ditscope.runs.operands import OperandsCache, stored
 from ditscope.runs.replay import replay
-from ditscope.runs.target import interrupted_swap
+from ditscope.runs.target import interrupted_swap, parts_folder
 
 if TYPE_CHECKING:
     import xarray
@@ -68,6 +69,11 @@ class Run:
     def steps(self) -> tuple[StepRecord, ...]:
         """The steps that are whole on disk, in the order in which they were sampled."""
         return self.manifest.steps[: len(self.manifest.committed_steps)]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the manifest, and so of every file: tells any two runs apart."""
+        return hashlib.sha256(self.manifest.model_dump_json().encode()).hexdigest()
 
     @property
     def has_images(self) -> bool:
@@ -236,7 +242,12 @@ def open_run(path: str | os.PathLike[str], allow_partial: bool = False) -> Run:
     folder = interrupted_swap(folder) or folder
     if not folder.is_dir():
         problem = "is not a folder" if os.path.lexists(folder) else "does not exist"
-        raise BadRun(problem, file=folder, expected="a run directory")
+        parts = parts_folder(folder)
+        begun = (
+            f"some of its samples are drawn, in {foreign(parts)}; the same command draws the rest"
+        )
+        fix = begun if parts.is_dir() else None
+        raise BadRun(problem, file=folder, expected="a run directory", fix=fix)
     # The seal first: a writer that completes the run meanwhile changes run.json before sealing it.
     seal = folder / COMPLETE
     complete = os.path.lexists(seal)
@@ -309,7 +320,7 @@ class _Call:
 
 def _index(name: str, value: SupportsIndex, count: int, others: str = "") -> int:
     try:
-        index = operator.index(value)
+        index = as_index(value)
     except TypeError:
         index = -1
     if not 0 <= index < count:
@@ -328,7 +339,7 @@ def _token(site: Site, place: tuple[int, int] | int, count: int, axis: str) -> i
             f"{site.name} has no known patches", field=axis, expected="the index of a token"
         )
     try:
-        y, x = (operator.index(part) for part in place)
+        y, x = (as_index(part) for part in place)
         return site.grid.token(y, x)
     except (TypeError, ValueError, IndexError):
         raise BadRequest(

@@ -60,6 +60,11 @@ def holds_run(folder: Path) -> bool:
     return (folder / MANIFEST).is_file() and (folder / DATA).is_dir()
 
 
+def parts_folder(target: Path) -> Path:
+    """Where parts of the run `target` wait until all of its samples are drawn."""
+    return target.with_name(f"{target.name}.parts")
+
+
 def interrupted_swap(target: Path) -> Path | None:
     """The older run that stood at `target`, if a crash left it without its name."""
     if os.path.lexists(target):

@@ -19,6 +19,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -50,7 +51,8 @@ class RunWriter:
     the block ends without `complete()`, by an error or not, the committed steps stay readable as a
     partial run; if there are none, or an older run would have been replaced, nothing of the new
     one stays. With `overwrite` an older run at `path`, and all that was added to its folder, gives
-    way to the new one once that is complete. Nothing is kept in memory but the list of files.
+    way to the new one once that is complete. With `at_once` nothing shows under its name before it
+    is complete. Nothing is kept in memory but the list of files.
 
     Raises:
         BadRun: the manifest contradicts itself, or asks for more than a reader would accept.
@@ -59,13 +61,19 @@ class RunWriter:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], manifest: RunManifest, overwrite: bool = False
+        self,
+        path: str | os.PathLike[str],
+        manifest: RunManifest,
+        overwrite: bool = False,
+        *,
+        at_once: bool = False,
     ) -> None:
         manifest = manifest.model_copy(update={"committed_steps": (), "files": {}})
         invariants.check(manifest, MANIFEST)
         self._manifest = manifest
         self._layout = layout_of(manifest)
         self._target = Target(path, overwrite=overwrite)
+        self._at_once = at_once
         self._listed: dict[str, FileRecord] = {}
         self._pending: dict[str, FileRecord] = {}
         self._num_steps = 0
@@ -164,7 +172,7 @@ class RunWriter:
         self._expect_step(index)
         self._expect_written(self._layout.step_files(index))
         self._commit(self._num_steps + 1)
-        if not self._target.replaces:
+        if not (self._target.replaces or self._at_once):
             with self._disk():
                 self._target.publish()
 
@@ -193,6 +201,23 @@ class RunWriter:
         stream = io.BytesIO()
         Image.fromarray(pixels).save(stream, format="PNG")
         self._put(self._layout.image_files[sample], stream.getvalue())
+
+    def adopt(self, name: str, file: Path, record: FileRecord) -> None:
+        """Take a finished chunk or picture of another run: linked where the disk can, else copied.
+
+        Args:
+            name: the file of this run that it is to be.
+            file: where it is.
+            record: what the manifest of the other run says of it; not compared with it here.
+        """
+        path = self._target.folder / name
+        with self._disk():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(file, path)
+            except OSError:
+                shutil.copyfile(file, path)
+        self._pending[name] = record
 
     def complete(self) -> None:
         """Seal the run, and put it in the place of the one it replaces, if any.

@@ -2,8 +2,9 @@
 
     run = sample(load("emoji"), ["dog face"], record="runs/dog")
 
-All samples move through the sampler together; the network sees them in fixed batches by index, so
-that a step of a run can be repeated later with the very batch it was computed in.
+Samples form fixed batches by index. A batch is computed as if it were alone: sampler, network and
+decoder see it and nothing else. So a step of a run can be repeated later with the very batch it was
+computed in, and the batches may be drawn by several processes (`ditscope.distributed`).
 
 Shapes: S samples, B rows of one batch, C channels, h and w the latent grid.
 """
@@ -20,15 +21,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ditscope.core.axes import Branch
+from ditscope.core.manifest import RunManifest
 from ditscope.diffusion import sampler
 from ditscope.diffusion.guidance import guide
 from ditscope.diffusion.noise import SampleNoise
-from ditscope.diffusion.schedule import Denoise, Evaluation
+from ditscope.diffusion.schedule import Denoise, Evaluation, Noise, Trajectory
 from ditscope.pipeline import Pipeline
 from ditscope.runs.reader import Run, open_run
 from ditscope.runs.target import check_target
 from ditscope.sampling.job import Job, make_job
-from ditscope.sampling.recorder import Recorder
+from ditscope.sampling.recorder import Recorder, manifest_of
 
 Report = Callable[[int, int], None]
 """Called after every evaluation of the network: how many are done, how many there are."""
@@ -69,38 +71,72 @@ def sample(
         NothingWatched: the network made other attention calls than its census says.
     """
     job = make_job(pipe, labels, settings)
-    if record is None:
-        final = _draw(job, report, None)
-        names = tuple(pipe.labels[index] for index in job.classes)
-        return Samples(names, final, pipe.codec.decode(final))
-    target = check_target(record, overwrite=overwrite)
-    with Recorder(job, target, overwrite=overwrite) as recorder:
+    if record is not None:
+        return record_job(job, record, overwrite=overwrite, report=report)
+    final = _draw(job, report, None)
+    names = tuple(pipe.labels[index] for index in job.classes)
+    return Samples(names, torch.cat(final), _decoded(job, final))
+
+
+def record_job(
+    job: Job,
+    path: str | os.PathLike[str],
+    *,
+    manifest: RunManifest | None = None,
+    overwrite: bool = False,
+    report: Report | None = None,
+) -> Run:
+    """Draw what `job` says into the run directory `path`, and open it.
+
+    `manifest` is that of the job, if the caller has it already. Raises as `sample`.
+    """
+    target = check_target(path, overwrite=overwrite)
+    with Recorder(job, manifest or manifest_of(job), target, overwrite=overwrite) as recorder:
         final = _draw(job, report, recorder)
-        recorder.finish(final, pipe.codec.decode(final))
+        recorder.finish(torch.cat(final), _decoded(job, final))
     return open_run(target)
 
 
 @torch.inference_mode()
-def _draw(job: Job, report: Report | None, recorder: Recorder | None) -> Tensor:
-    """From noise to final latents (S, C, h, w) float32."""
-    pipe, total = job.pipe, len(job.plan.evaluations)
-    draw_noise = SampleNoise(job.sample_seeds)
+def _draw(job: Job, report: Report | None, recorder: Recorder | None) -> list[Tensor]:
+    """From noise to final latents: one (B, C, h, w) float32 for each batch, on the CPU.
+
+    Every batch follows a trajectory of its own, so that its numbers do not depend on what else is
+    drawn. All of them go on in step, so that a step of the run is whole at once.
+    """
+    total, seeds, trajectories, states = len(job.plan.evaluations), job.sample_seeds, [], []
+    for batch in job.batches:
+        noise = _noise([seeds[index] for index in batch], job.pipe.device)
+        start = noise((len(batch), *job.pipe.latent_shape))
+        trajectories.append(sampler.trajectory(job.plan, start, noise))
+        states.append(next(trajectories[-1])[0])
     parts = [_guided(job, batch, recorder) for batch in job.batches]
-
-    def noise(shape: Sequence[int]) -> Tensor:
-        return draw_noise(shape).to(pipe.device)
-
-    def denoise(x: Tensor, evaluation: Evaluation) -> Tensor:
-        rows = x.split(job.settings.batch_size)
-        output = torch.cat([part(r, evaluation) for part, r in zip(parts, rows, strict=True)])
+    for evaluation in job.plan.evaluations:
+        outputs = [part(x, evaluation) for part, x in zip(parts, states, strict=True)]
         if recorder:
-            recorder.commit(x, evaluation)
+            recorder.commit(torch.cat(states), evaluation)
         if report:
             report(evaluation.index + 1, total)
-        return output
+        states = [_sent(*each) for each in zip(trajectories, outputs, strict=True)]
+    return [final.cpu() for final in states]
 
-    x = noise((len(job.classes), *pipe.latent_shape))
-    return sampler.run(job.plan, denoise, x, noise).cpu()
+
+def _noise(seeds: Sequence[int], device: torch.device) -> Noise:
+    draw = SampleNoise(seeds)
+    return lambda shape: draw(shape).to(device)
+
+
+def _sent(trajectory: Trajectory, output: Tensor) -> Tensor:
+    """The state after the network's `output`; after the last one it is the picture."""
+    try:
+        return trajectory.send(output)[0]
+    except StopIteration as end:
+        return end.value
+
+
+def _decoded(job: Job, final: list[Tensor]) -> NDArray[np.uint8]:
+    """Pictures (S, height, width, 3), decoded batch by batch like all else."""
+    return np.concatenate([job.pipe.codec.decode(each) for each in final])
 
 
 def _guided(job: Job, batch: tuple[int, ...], recorder: Recorder | None) -> Denoise:

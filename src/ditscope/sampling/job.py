@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from ditscope.core.labels import find_class
 from ditscope.core.statistics import STATISTICS
@@ -34,6 +43,16 @@ class Settings(BaseModel):
     statistics: tuple[str, ...] = tuple(STATISTICS)  # of a recorded run
     qk_steps: tuple[NonNegativeInt, ...] = ()  # evaluations whose Q, K and log-sum-exp are stored
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_for_a_number(cls, value: object, info: ValidationInfo) -> object:
+        """Python would take True for 1, whatever its writer meant by it."""
+        parts = value if isinstance(value, list | tuple) else (value,)
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if annotation is not bool and any(isinstance(part, bool) for part in parts):
+            raise ValueError("True and False are no numbers here")
+        return value
+
 
 @dataclass(frozen=True)
 class Job:
@@ -44,6 +63,7 @@ class Job:
     classes: tuple[int, ...]  # one per sample
     plan: SamplerPlan
     cfg_scale: float
+    first: int = 0  # index of its first sample in the run that this is a part of
 
     @property
     def batches(self) -> tuple[tuple[int, ...], ...]:
@@ -54,7 +74,22 @@ class Job:
     @property
     def sample_seeds(self) -> tuple[int, ...]:
         """The seed of every sample, a function of the run's seed and the sample's index."""
-        return tuple(sample_seed(self.settings.seed, index) for index in range(len(self.classes)))
+        indices = range(self.first, self.first + len(self.classes))
+        return tuple(sample_seed(self.settings.seed, index) for index in indices)
+
+    def part(self, batch: tuple[int, ...]) -> Job:
+        """The job of one of `batches` alone: it draws the same pictures, bit for bit."""
+        classes = tuple(self.classes[index] for index in batch)
+        return replace(self, classes=classes, first=self.first + batch[0])
+
+    def keeping_qk(self, count: int) -> Job:
+        """The job that stores Q and K of `count` evaluations, evenly spread. Raises BadRequest."""
+        last = len(self.plan.evaluations) - 1
+        if not 0 <= count <= last + 1:
+            raise BadRequest(f"found {count}", field="qk-steps", expected=f"0 to {last + 1}")
+        kept = {round(index * last / max(1, count - 1)) for index in range(count)}
+        settings = self.settings.model_copy(update={"qk_steps": tuple(sorted(kept))})
+        return replace(self, settings=settings)
 
 
 def make_job(pipe: Pipeline, labels: Sequence[str | int], settings: dict[str, object]) -> Job:

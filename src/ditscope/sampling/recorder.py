@@ -46,10 +46,10 @@ class Recorder:
     calls and only small arrays are kept, until the step they belong to is committed.
     """
 
-    def __init__(self, job: Job, path: Path, *, overwrite: bool) -> None:
+    def __init__(self, job: Job, manifest: RunManifest, path: Path, *, overwrite: bool) -> None:
         self._job = job
-        self._sites = sites_of(job.pipe)
-        self._writer = RunWriter(path, manifest_of(job, self._sites), overwrite=overwrite)
+        self._sites = manifest.sites
+        self._writer = RunWriter(path, manifest, overwrite=overwrite)
         self._stats: list[dict[str, NDArray[np.float32]]] = []  # of this step, one per batch
 
     def __enter__(self) -> Self:
@@ -112,9 +112,9 @@ def sites_of(pipe: Pipeline) -> tuple[Site, ...]:
     return census(pipe.model, x, t, y)
 
 
-def manifest_of(job: Job, sites: tuple[Site, ...]) -> RunManifest:
+def manifest_of(job: Job) -> RunManifest:
     """What will be recorded, and everything needed to do it again."""
-    pipe, settings = job.pipe, job.settings
+    pipe, settings, sites = job.pipe, job.settings, sites_of(job.pipe)
     interval = settings.cfg_interval
     return RunManifest(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -34,9 +34,9 @@ Operands = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], 
 KEPT_FORWARDS = 4
 """Replayed forwards of one sample that are kept: looking at many layers of a step costs one."""
 
-_forwards: OrderedDict[tuple[Path, str, int, int], dict[tuple[Branch, int], Operands]] = (
-    OrderedDict()
-)
+_forwards: OrderedDict[tuple[str, int, int], dict[tuple[Branch, int], Operands]] = OrderedDict()
+"""By digest of the run, step and sample."""
+
 _lock = threading.Lock()
 
 
@@ -46,7 +46,7 @@ def replay_step(run: Run, step: int, branch: Branch, sample: int, layer: int) ->
     Raises:
         BadCheckpoint: the model is gone, or its weights are not those of the run.
     """
-    place = (run.path.resolve(), run.manifest.created, step, sample)
+    place = (run.digest, step, sample)
     with _lock:
         if place not in _forwards:
             _forwards[place] = _forward(run, step, sample)
