@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ditscope.cli.console import messages, print_json, progress, results
+from ditscope.cli.edits import typed_edits
 
 if TYPE_CHECKING:
     from ditscope.pipeline import Pipeline
@@ -44,6 +45,22 @@ def sample(
     cfg_interval: Annotated[
         tuple[float, float] | None, typer.Option(help="Noise levels, 0 to 1, with guidance.")
     ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Divide attention scores; above 1 is flatter.")
+    ] = None,
+    temperature_layers: Annotated[
+        str | None, typer.Option(help="In these layers only, such as 20-27 or 0,3.")
+    ] = None,
+    temperature_heads: Annotated[str | None, typer.Option(help="In these heads only.")] = None,
+    temperature_steps: Annotated[
+        str | None, typer.Option(help="At these evaluations of the network only.")
+    ] = None,
+    ablate_heads: Annotated[
+        str | None, typer.Option(help="LAYER:HEAD,... whose output is zero, such as 5:2,20-27:0-3.")
+    ] = None,
+    ablate_steps: Annotated[
+        str | None, typer.Option(help="Ablate at these evaluations of the network only.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Every sample's noise follows from it.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Samples in the network at once.")] = 8,
     out: Annotated[
@@ -70,6 +87,14 @@ def sample(
 
     if out is not None:
         check_out(out, overwrite)
+    edits = typed_edits(
+        temperature,
+        temperature_layers,
+        temperature_heads,
+        temperature_steps,
+        ablate_heads,
+        ablate_steps,
+    )
     pipe = load(
         model, weights=weights, num_heads=num_heads, device=device, dtype=checked_dtype(dtype)
     )
@@ -84,6 +109,7 @@ def sample(
         "cfg_interval": cfg_interval,
         "seed": seed,
         "batch_size": batch_size,
+        "edits": edits,
     }
     if not attention_debug:
         settings["statistics"] = ()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Unpack
 
 import torch
 from torch import Tensor
 
-from ditscope.attention.edits.base import Edit, chosen, num_heads
+from ditscope.attention.edits.base import Edit, Places, chosen, num_heads
 from ditscope.attention.seam import AttentionCall
 
 
@@ -21,6 +21,10 @@ class AblateHeads(Edit):
     """
 
     kind: Literal["ablate_heads"] = "ablate_heads"
+
+    if TYPE_CHECKING:
+
+        def __init__(self, **places: Unpack[Places]) -> None: ...
 
     def change(self, call: AttentionCall, heads: tuple[int, ...] | None) -> AttentionCall:
         """Put zeros in the place of the values."""

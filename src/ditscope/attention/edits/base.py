@@ -9,7 +9,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, NonNegativeInt, ValidationError
@@ -34,22 +34,28 @@ def _several(value: Any) -> object:
         raise ValueError("Input should be an index or several") from None
 
 
-Indices = Annotated[tuple[NonNegativeInt, ...] | None, BeforeValidator(_several)]
-Places = Annotated[tuple[NonNegativeInt | str, ...] | None, BeforeValidator(_several)]
+class Places(TypedDict, total=False):
+    """Where an edit acts, as its constructor takes it: one item or several. None: everywhere."""
+
+    layers: int | str | Iterable[int | str] | None
+    heads: int | Iterable[int] | None
+    steps: int | Iterable[int] | None
 
 
 class Edit(BaseModel, ABC):
     """Base of all edits: which calls and heads one changes, and, in a subclass, into what.
 
-    None selects all there are, an empty tuple nothing. The fields go to the manifest of a run as
-    they are, so they must say everything about the edit.
+    `layers` are sites: indices in call order, or globs of names. `heads` are indices. `steps` are
+    evaluations of a sampling; of a bare model, its forwards in the block of `edit`, from 0. None
+    selects all there are, an empty tuple nothing. The fields go to the manifest of a run as they
+    are, so they must say everything about the edit.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    layers: Places = None  # sites: their indices in call order, or globs of their names
-    heads: Indices = None
-    steps: Indices = None  # evaluations of a sampling; of a bare model, its forwards in the block
+    layers: Annotated[tuple[NonNegativeInt | str, ...] | None, BeforeValidator(_several)] = None
+    heads: Annotated[tuple[NonNegativeInt, ...] | None, BeforeValidator(_several)] = None
+    steps: Annotated[tuple[NonNegativeInt, ...] | None, BeforeValidator(_several)] = None
 
     def __init__(self, *values: object, **fields: object) -> None:
         """`values` are those of the fields that the subclass adds, in their order.

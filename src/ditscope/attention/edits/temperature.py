@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Unpack
 
 import torch
 from pydantic import Field
 
-from ditscope.attention.edits.base import Edit, chosen
+from ditscope.attention.edits.base import Edit, Places, chosen
 from ditscope.attention.seam import AttentionCall
 
 LIMIT = 1000.0
@@ -27,6 +27,10 @@ class Temperature(Edit):
 
     kind: Literal["temperature"] = "temperature"
     temperature: Annotated[float, Field(ge=1 / LIMIT, le=LIMIT)]
+
+    if TYPE_CHECKING:
+
+        def __init__(self, temperature: float, **places: Unpack[Places]) -> None: ...
 
     @property
     def neutral(self) -> bool:
