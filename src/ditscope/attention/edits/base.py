@@ -24,7 +24,8 @@ def _several(value: Any) -> object:
     """One item or many, as a tuple; whole numbers of any library as int."""
     if value is None:
         return None
-    if isinstance(value, str | bool) or not isinstance(value, Iterable):
+    many = isinstance(value, Iterable) and not isinstance(value, str) and getattr(value, "ndim", 1)
+    if not many:
         value = (value,)
     try:
         return tuple(
