@@ -1,4 +1,4 @@
-"""Runs with edits: drawn as edited, recorded as edited, and repeated from what the manifest says."""
+"""Runs with edits: drawn and recorded as edited, and repeated from what the manifest says."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def record(pipe: Pipeline, path: Path, **settings: object) -> Run:
 
 
 def maps_by_hand(pipe: Pipeline, run: Run, step: int) -> np.ndarray:
-    """(branch, sample, layer, head, query, key) float64 of the first batch, from its projections."""
+    """(branch, sample, layer, head, query, key) float64 of the first batch, from projections."""
     seen = []
 
     def project(module: object, args: object, output: torch.Tensor) -> None:
@@ -50,11 +50,8 @@ def maps_by_hand(pipe: Pipeline, run: Run, step: int) -> np.ndarray:
     latent = torch.from_numpy(run.latents.isel(step=step, sample=[0, 1]).values)
     labels = [run.manifest.labels[index].index for index in (0, 1)]
     y = torch.tensor(labels + [pipe.model.config.null_label] * 2)
-    by_forward = tuple(edit.model_copy(update={"steps": None}) for edit in at(step))
-    if by_forward:
-        with ds.edit(pipe.model, *by_forward):
-            pipe.network(latent.repeat(2, 1, 1, 1), run.manifest.steps[step].timestep, y)
-    else:
+    here = [edit for edit in EDITS if edit.steps is None or step in edit.steps]
+    with ds.edit(pipe.model, *(edit.model_copy(update={"steps": None}) for edit in here)):
         pipe.network(latent.repeat(2, 1, 1, 1), run.manifest.steps[step].timestep, y)
     for hook in hooks:
         hook.remove()
@@ -69,10 +66,6 @@ def maps_by_hand(pipe: Pipeline, run: Run, step: int) -> np.ndarray:
         layers.append((q @ k.mT / 12**0.5 / temperature).softmax(-1))
     maps = torch.stack(layers, dim=1)
     return maps.view(2, 2, *maps.shape[1:]).detach().numpy()
-
-
-def at(step: int) -> list[ds.Temperature | ds.AblateHeads]:
-    return [edit for edit in EDITS if edit.steps is None or step in edit.steps]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
