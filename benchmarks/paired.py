@@ -48,9 +48,7 @@ def paired(alternatives: dict[str, Callable[[], object]], pairs: int) -> list[Ra
     return [_ratio(name, own, baseline) for name, own in times.items()]
 
 
-def _ratio(
-    name: str, own: list[tuple[float, float]], baseline: list[tuple[float, float]]
-) -> Ratio:
+def _ratio(name: str, own: list[tuple[float, float]], baseline: list[tuple[float, float]]) -> Ratio:
     clock = [a / b for (a, _), (b, _) in zip(own, baseline, strict=True)]
     processor = [a / b for (_, a), (_, b) in zip(own, baseline, strict=True)]
     return Ratio(

@@ -14,6 +14,9 @@ from ditscope.version import __version__
 
 if TYPE_CHECKING:
     from ditscope import plot
+    from ditscope.attention.edits.ablate_heads import AblateHeads
+    from ditscope.attention.edits.edit import edit
+    from ditscope.attention.edits.temperature import Temperature
     from ditscope.attention.watch import watch
     from ditscope.model.config import DiTConfig
     from ditscope.model.dit import DiT, build
@@ -22,10 +25,13 @@ if TYPE_CHECKING:
     from ditscope.sampling.draw import sample
 
 __all__ = [
+    "AblateHeads",
     "DiT",
     "DiTConfig",
+    "Temperature",
     "__version__",
     "build",
+    "edit",
     "load",
     "open_run",
     "plot",
@@ -36,9 +42,12 @@ __all__ = [
 # No name here may also be a module of this package, `plot` apart: importing the module would put
 # it in the place of the function.
 _HOME = {
+    "AblateHeads": "ditscope.attention.edits.ablate_heads",
     "DiT": "ditscope.model.dit",
     "DiTConfig": "ditscope.model.config",
+    "Temperature": "ditscope.attention.edits.temperature",
     "build": "ditscope.model.dit",
+    "edit": "ditscope.attention.edits.edit",
     "load": "ditscope.pipeline",
     "open_run": "ditscope.runs.reader",
     "sample": "ditscope.sampling.draw",

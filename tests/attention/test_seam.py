@@ -1,4 +1,6 @@
 import threading
+from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 import torch
@@ -219,3 +221,81 @@ def test_checkpointed_forward_is_seen_once(seen):
         output = torch.utils.checkpoint.checkpoint(model, x, use_reentrant=False)
     output.sum().backward()
     assert len(seen) == 1
+
+
+def doubled(call):
+    return replace(call, v=2 * call.v)
+
+
+def shifted(call):
+    return replace(call, v=call.v + 1)
+
+
+def test_change_is_what_runs_and_what_is_seen(seen):
+    q, k, v = qkv()
+    mask = torch.randn(24, 24)
+    expected = SDPA(q, k, 2 * v, mask, scale=0.5)
+    with Seam(seen, change=doubled):
+        output = SDPA(q, k, v, mask, 0.0, False, scale=0.5)
+    [(call, shown)] = seen
+    assert torch.equal(output, expected) and torch.equal(shown, expected)
+    assert torch.equal(call.v, 2 * v) and call.q.data_ptr() == q.data_ptr() and call.scale == 0.5
+
+
+def test_call_that_is_left_alone_keeps_its_very_arguments():
+    given = []
+
+    class Watched(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            given.append((func, args, kwargs))
+            return torch.zeros(1)
+
+    q, k, v = (each.as_subclass(Watched) for each in qkv())
+    with Seam(change=lambda call: call):
+        SDPA(q, key=k, value=v, dropout_p=0.0)
+    [(func, args, kwargs)] = given
+    assert func is SDPA and args[0] is q and len(args) == 1
+    assert list(kwargs) == ["key", "value", "dropout_p"] and kwargs["key"] is k
+
+
+def test_changes_nest_from_the_inside():
+    q, k, v = qkv()
+    with Seam(change=doubled), Seam(change=shifted):
+        output = SDPA(q, k, v)
+    torch.testing.assert_close(output, SDPA(q, k, 2 * (v + 1)))
+
+
+@pytest.mark.parametrize("order", ["oxx", "xox", "xxo"])
+def test_every_observer_sees_what_the_kernel_sees(order):
+    """`o` observes, `x` changes, outermost first; in a composite as well."""
+    model, x = Composite(), torch.randn(2, 6, 16)
+    seen, plain = Seen(), Seen()
+    with Seam(plain):
+        model(x)
+    changes = iter([doubled, shifted])
+    with ExitStack() as stack:
+        for kind in order:
+            stack.enter_context(Seam(seen) if kind == "o" else Seam(change=next(changes)))
+        model(x)
+    [(call, output)], [(before, _)] = seen, plain
+    torch.testing.assert_close(call.v, 2 * (before.v + 1))
+    torch.testing.assert_close(output, SDPA(call.q, call.k, call.v))
+    assert F.scaled_dot_product_attention is ATTENTION
+
+
+def test_observers_within_a_change_come_and_go(seen):
+    """Equal ones, in turn, and one that ends by an exception."""
+    q, k, v = qkv()
+    other = Seen()
+    with Seam(change=doubled) as changing:
+        with Seam(seen), Seam(other):
+            SDPA(q, k, v)
+        with pytest.raises(KeyError), Seam(other):
+            raise KeyError
+        SDPA(q, k, v)
+        assert changing._served == []
+    with Seam(seen):  # no change beyond it any more
+        SDPA(q, k, v)
+    assert [len(other), len(seen)] == [1, 2]
+    assert torch.equal(seen[1][0].v, v) and torch.equal(seen[0][0].v, 2 * v)

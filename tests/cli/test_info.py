@@ -119,6 +119,27 @@ def test_hostile_labels_are_only_text(command, tmp_path):
     assert "[red]x[/]\\u001b]0;pwn\\u0007" in text and "\x1b" not in text
 
 
+def test_edits_of_a_run(command, tmp_path):
+    """In words, of whatever kind; a kind from elsewhere is only text."""
+    edits = (
+        {"kind": "temperature", "temperature": 1.3, "layers": [0, 20, 21, 22], "heads": None},
+        {"kind": "ablate_heads", "layers": ["blocks.*"], "heads": [3, 5], "steps": []},
+        {"kind": "[red]\x1b]0;pwn", "sharpness": {"a": 1}},
+        {"kind": "temperature", "temperature": 2.0},
+    )
+    Toy(manifest_of().model_copy(update={"edits": edits})).write(tmp_path / "run")
+    assert facts(command(tmp_path / "run", "--json"))["edits"][:2] == [
+        "temperature 1.3 (layers 0, 20-22)",
+        "ablate heads (layers blocks.*, heads 3, 5, steps none)",
+    ]
+    text = command(tmp_path / "run").out
+    assert "edits       temperature 1.3 (layers 0, 20-22), ablate heads" in text
+    assert "[red]\\u001b]0;pwn (sharpness {'a': 1}), temperature 2.0 (everywhere)" in text
+    assert "\x1b" not in text
+    Toy(manifest_of()).write(tmp_path / "plain")
+    assert "edits       none" in command(tmp_path / "plain").out
+
+
 def test_weight_file(command, tmp_path):
     safetensors.numpy.save_file(DIT, tmp_path / "w.safetensors")
     found = facts(command(tmp_path / "w.safetensors", "--json"))

@@ -52,6 +52,34 @@ def test_same_seed_same_bits_with_and_without_attention(sample):
     assert not np.array_equal(plain.final, open_run("other").final)
 
 
+def test_edits_are_recorded_and_shown(sample, cli):
+    common = ("--class", "bee", "--steps", "3", "--seed", "5")
+    assert sample(*common, "--out", "plain").code == 0
+    assert sample(*common, "--temperature", "1", "--ablate-steps", "0", "--out", "no").code == 2
+    assert sample(*common, "--temperature", "1", "--out", "neutral").code == 0
+    assert np.array_equal(open_run("plain").final, open_run("neutral").final)
+    options = "--temperature 1.3 --temperature-layers 0,2 --temperature-heads 1 "
+    options += "--temperature-steps 1-2 --ablate-heads 1:0,0-1:1,1:1 --ablate-steps 2"
+    assert sample(*common, *options.split(), "--out", "edited").code == 0
+    edited = open_run("edited")
+    assert edited.manifest.edits == (
+        {
+            "kind": "temperature",
+            "temperature": 1.3,
+            "layers": [0, 2],
+            "heads": [1],
+            "steps": [1, 2],
+        },
+        {"kind": "ablate_heads", "layers": [1], "heads": [0, 1], "steps": [2]},
+        {"kind": "ablate_heads", "layers": [0], "heads": [1], "steps": [2]},
+    )
+    assert np.array_equal(open_run("plain").latents[1], edited.latents[1])
+    assert not np.array_equal(open_run("plain").latents[2], edited.latents[2])
+    told = cli("info", "edited").out
+    assert "temperature 1.3 (layers 0, 2, heads 1, steps 1-2)" in told
+    assert "ablate heads (layers 1, heads 0-1, steps 2)" in told
+
+
 def test_names_a_new_folder_each_time(sample):
     for _ in range(2):
         assert sample("--class", "bee", "--steps", "1").code == 0
@@ -105,6 +133,24 @@ def test_two_commands_at_the_same_moment_choose_two_names(pipeline_folder, tmp_p
         (["--batch-size", "0"], 2, "batch"),
         (["--num-samples", "0"], 2, "--num-samples"),
         (["--qk-steps", "99", "--steps", "2"], 2, "qk"),
+        (["--temperature", "0"], 2, "Temperature.temperature"),
+        (["--temperature", "nan"], 2, "Temperature.temperature"),
+        (["--temperature-layers", "0"], 2, "has no --temperature"),
+        (["--temperature-steps", "0"], 2, "has no --temperature"),
+        (["--ablate-steps", "0"], 2, "has no --ablate-heads"),
+        (["--temperature", "2", "--temperature-layers", "2-5"], 2, "there is no layer 3"),
+        (["--temperature", "2", "--temperature-layers", "5-2"], 2, "--temperature-layers"),
+        (["--temperature", "2", "--temperature-layers", ""], 2, "--temperature-layers"),
+        (["--temperature", "2", "--temperature-heads", "-1"], 2, "--temperature-heads"),
+        (["--temperature", "2", "--temperature-heads", "2"], 2, "has no head 2"),
+        (["--temperature", "2", "--temperature-steps", "0-999999999999"], 2, "0 to 99999"),
+        (["--temperature", "2", "--temperature-steps", "٣"], 2, "--temperature-steps"),
+        (["--ablate-heads", "5"], 2, "LAYER:HEAD"),
+        (["--ablate-heads", "0:0,"], 2, "LAYER:HEAD"),
+        (["--ablate-heads", "0:x"], 2, "'x'"),
+        (["--ablate-heads", "3:0"], 2, "there is no layer 3"),
+        (["--ablate-heads", "0:2"], 2, "blocks.0.attn has no head 2"),
+        (["--ablate-heads", "0:0", "--ablate-steps", "4", "--steps", "4"], 2, "no step 4"),
         (["--dtype", "float8"], 2, "bfloat16"),
         (["--device", "nonsense"], 2, "device"),
     ],

@@ -155,7 +155,7 @@ def _fake_forward(
 
     with _one_at_a_time, _unchanged(model, fake), _named(model, running, ran), torch.no_grad():
         try:
-            with fake, Seam(observe):
+            with fake, _own_casts(), Seam(observe):
                 model.forward(*fake_args, **fake_kwargs)
         except NEEDS_NUMBERS as error:
             raise NothingWatched(
@@ -164,6 +164,17 @@ def _fake_forward(
                 fix="keep .item(), bool(tensor) and boolean indexing out of the forward",
             ) from error
     return calls, ran
+
+
+@contextmanager
+def _own_casts() -> Iterator[None]:
+    """Keep the weights that autocast casts here, fake ones, out of what it remembers of them."""
+    remembers = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(remembers)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
-"""The seam: where a model's attention calls are seen, and nothing is changed.
+"""The seam: where a model's attention calls are seen, and changed on request.
 
 A `TorchFunctionMode` sees `F.scaled_dot_product_attention` itself. The model's own tensors go to
-the model's own function; what it was given and what it returned is then shown to an observer.
+the model's own function, unless an edit puts others in their place; what the function was given
+and what it returned is then shown to observers.
 
 Shapes: B rows, H heads, N queries, M keys, K head width.
 """
@@ -10,10 +11,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -43,22 +45,61 @@ class AttentionCall:
         """What scores are multiplied by before the softmax."""
         return self.q.shape[-1] ** -0.5 if self.scale is None else self.scale
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The call again, by the keywords of `F.scaled_dot_product_attention`."""
+        arguments = {field.name: getattr(self, field.name) for field in fields(self)}
+        q, k, v = (arguments.pop(name) for name in "qkv")
+        return {"query": q, "key": k, "value": v, **arguments}
+
 
 Observer = Callable[[AttentionCall, Tensor], None]
 """Is shown a call as the kernel saw it and its output, both detached; must not change either."""
 
+Change = Callable[[AttentionCall], AttentionCall]
+"""Makes of a call the one that is run. Returns the very call that it got to leave it alone."""
+
 
 class Seam(TorchFunctionMode):
-    """While entered, shows every attention call of this thread to `observe`, after it has run.
+    """While entered, leads every attention call of this thread through `change`, runs it, shows it.
 
-    Guarantees that the model computes the same bits as without: the original function gets the
-    original tensors, the observer runs without gradients and outside autocast, and the seam comes
-    off when the block ends, also by an exception. Seams nest; the inner one sees a call first.
+    Guarantees that without `change`, and wherever it leaves a call alone, the model computes the
+    same bits as without a seam: the original function gets the original arguments, the observer
+    runs without gradients and outside autocast, and the seam comes off when the block ends, also
+    by an exception.
+
+    Seams nest; the inner one gets a call first, and the outer one what became of it. An observer
+    sees what the kernel sees, so changes reach it from whichever side.
     """
 
-    def __init__(self, observe: Observer) -> None:
+    def __init__(self, observe: Observer | None = None, *, change: Change | None = None) -> None:
         super().__init__()
-        self._observe = observe
+        self._observe, self._change = observe, change
+        self._served: list[Seam] = []  # whose observers are shown calls when this seam has run them
+        self._server: Seam | None = None  # while entered, who shows calls to our observer
+
+    def __enter__(self) -> Self:
+        changing = _changing()
+        if self._observe is not None:
+            self._server = changing[0] if changing else self  # beyond us a call may still change
+            self._server._served.append(self)
+        if self._change is not None:
+            changing.append(self)
+        super().__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        super().__exit__(kind, error, traceback)
+        if self._change is not None:
+            _changing().remove(self)
+        if self._server is not None:
+            self._server._served.remove(self)
+            self._server = None  # it may be ourselves
 
     def __torch_function__(
         self,
@@ -67,7 +108,7 @@ class Seam(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Let `func` run; show it to the observer if it is attention."""
+        """Let `func` run; lead it through the seam if it is attention."""
         kwargs = kwargs or {}
         if func is ATTENTION:
             return self.attend(func, *args, **kwargs)
@@ -77,20 +118,29 @@ class Seam(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def attend(self, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """Run the attention `function` on its own arguments and show the call."""
+        """Run the attention `function` on its own arguments, or on what they are changed to."""
+        if self._change is not None:
+            call = _call(*args, **kwargs)
+            changed = self._change(call)
+            if changed is not call:
+                args, kwargs = (), changed.arguments
         output = function(*args, **kwargs)
-        device = output.device.type
-        with torch.no_grad():
-            call = _as_the_kernel_sees(*args, **kwargs)
-            if torch.is_autocast_enabled(device):
-                with torch.autocast(device, enabled=False):
-                    self._observe(call, output.detach())
-            else:
-                self._observe(call, output.detach())
+        if self._served:
+            self._show(_call(*args, **kwargs), output)
         return output
 
+    @torch.no_grad()
+    def _show(self, call: AttentionCall, output: Tensor) -> None:
+        device = output.device.type
+        call = _as_the_kernel_sees(call)
+        autocast = torch.is_autocast_enabled(device)
+        with torch.autocast(device, enabled=False) if autocast else nullcontext():
+            for seam in self._served:
+                assert seam._observe is not None
+                seam._observe(call, output.detach())
 
-def _as_the_kernel_sees(
+
+def _call(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -100,8 +150,13 @@ def _as_the_kernel_sees(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> AttentionCall:
+    """The signature of `F.scaled_dot_product_attention`."""
+    return AttentionCall(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+
+
+def _as_the_kernel_sees(call: AttentionCall) -> AttentionCall:
     """The call with its tensors detached, and cast as autocast will: it acts after the mode."""
-    device = query.device.type
+    device = call.q.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
     def seen(tensor: Tensor) -> Tensor:
@@ -109,10 +164,17 @@ def _as_the_kernel_sees(
         casts = dtype and tensor.is_floating_point() and tensor.dtype != torch.float64
         return tensor.to(dtype) if casts else tensor
 
-    mask = None if attn_mask is None else seen(attn_mask)
-    return AttentionCall(
-        seen(query), seen(key), seen(value), mask, dropout_p, is_causal, scale, enable_gqa
-    )
+    mask = None if call.attn_mask is None else seen(call.attn_mask)
+    return replace(call, q=seen(call.q), k=seen(call.k), v=seen(call.v), attn_mask=mask)
+
+
+_on = threading.local()  # .changing: the seams of this thread that change calls, outermost first
+
+
+def _changing() -> list[Seam]:
+    if not hasattr(_on, "changing"):
+        _on.changing = []
+    return _on.changing
 
 
 _inside = threading.local()  # .seams: those of this thread that are inside a composite function

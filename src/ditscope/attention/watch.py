@@ -9,10 +9,10 @@ Shapes: B rows, L sites, H heads, N queries, M keys.
 
 from __future__ import annotations
 
-import sys
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from types import TracebackType
 from typing import Any, Self
@@ -21,8 +21,8 @@ import numpy as np
 import torch
 import xarray
 from torch import Tensor, nn
-from torch._guards import detect_fake_mode
 
+from ditscope.attention.around import Around, checked_module
 from ditscope.attention.capture import Capture, known_statistics
 from ditscope.attention.census import Census, refuse_fused, take_census
 from ditscope.attention.operands import Operands
@@ -59,29 +59,7 @@ def watch(
         NothingWatched: from a forward in the block, if no attention can be seen in it or not what
             the census expects; at the end of the block, if there was no forward.
     """
-    if not isinstance(model, nn.Module):
-        raise BadRequest(
-            f"a {type(model).__name__} cannot be watched",
-            field="model",
-            expected="a torch.nn.Module",
-            fix="of a diffusers pipeline, watch the network: pipe.transformer",
-        )
-    if getattr(model, "_compiled_call_impl", None) is not None:
-        raise BadRequest(
-            f"the {type(model).__name__} was compiled in place, with its hooks inside",
-            field="model",
-            fix="instead of model.compile(), use compiled = torch.compile(model) and watch that",
-        )
-    return Watch(model, statistics, keep, grid)
-
-
-@dataclass
-class _Running:
-    """A forward under way."""
-
-    handling: BaseException | None  # what was being handled when it began
-    capture: Capture | None = None  # None: not watched
-    kept: Kept = field(default_factory=dict)
+    return Watch(checked_module(model, "watch"), statistics, keep, grid)
 
 
 @dataclass(frozen=True)
@@ -110,18 +88,11 @@ class Watch:
         self._keep = None if keep is None else tuple(keep)
         self._census: Census | None = None
         self._forwards: list[_Forward] = []
-        self._running = threading.local()  # .stack: of this thread, outermost first
         self._lock = threading.Lock()
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._around = Around(model, self._watched)
 
     def __enter__(self) -> Self:
-        # The post hook is prepended so that nested watches close in reverse order.
-        self._handles = [
-            self._model.register_forward_pre_hook(self._before, with_kwargs=True),
-            self._model.register_forward_hook(
-                self._after, prepend=True, with_kwargs=True, always_call=True
-            ),
-        ]
+        self._around.__enter__()
         return self
 
     def __exit__(
@@ -130,12 +101,7 @@ class Watch:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        for running in reversed(self._stack()):  # an interrupt runs no hooks
-            if running.capture:
-                running.capture.__exit__(kind, error, traceback)
-        self._stack().clear()
+        self._around.__exit__(kind, error, traceback)
         if kind is None and not self._forwards:
             raise NothingWatched(
                 f"{type(self._model).__name__} was not called in the block",
@@ -221,41 +187,20 @@ class Watch:
             )
         return kept[site]
 
-    def _stack(self) -> list[_Running]:
-        if not hasattr(self._running, "stack"):
-            self._running.stack = []
-        return self._running.stack
-
-    def _before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        running = _Running(handling=sys.exc_info()[1])
-        self._stack().append(running)
-        if detect_fake_mode((args, kwargs)):  # someone traces the model: nothing runs
-            return
+    @contextmanager
+    def _watched(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
+        """Around one forward."""
         with self._lock:
             if self._census is None:
-                census = take_census(model, args, kwargs, self._grid)
+                census = take_census(self._model, args, kwargs, self._grid)
                 self._check_globs(census)
                 self._census = census
         refuse_fused(self._census.fused)
-        keeper = _Keeper(running.kept, self._keep)
-        running.capture = Capture(self._census.sites, self._names, on_attention=keeper)
-        running.capture.__enter__()
-
-    def _after(
-        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
-    ) -> None:
-        stack = self._stack()
-        if not stack:  # a hook before ours failed
-            return
-        running = stack.pop()
-        if running.capture is None:
-            return
-        error = sys.exc_info()[1]
-        error = None if error is running.handling else error
-        running.capture.__exit__(type(error) if error else None, error, None)
-        if error:
-            return
-        forward = _Forward(running.capture.statistics(), running.kept)
+        kept: Kept = {}
+        keeper = _Keeper(kept, self._keep)
+        with Capture(self._census.sites, self._names, on_attention=keeper) as capture:
+            yield
+        forward = _Forward(capture.statistics(), kept)
         with self._lock:
             if self._keep is None:
                 for earlier in self._forwards:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, get_type_hints
 import typer
 
 from ditscope.cli.console import messages
+from ditscope.cli.edits import typed_edits
 from ditscope.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -47,6 +48,22 @@ class SampleOptions:
     ] = None
     cfg_interval: Annotated[
         tuple[float, float] | None, typer.Option(help="Noise levels, 0 to 1, with guidance.")
+    ] = None
+    temperature: Annotated[
+        float | None, typer.Option(help="Divide attention scores; above 1 is flatter.")
+    ] = None
+    temperature_layers: Annotated[
+        str | None, typer.Option(help="In these layers only, such as 20-27 or 0,3.")
+    ] = None
+    temperature_heads: Annotated[str | None, typer.Option(help="In these heads only.")] = None
+    temperature_steps: Annotated[
+        str | None, typer.Option(help="At these evaluations of the network only.")
+    ] = None
+    ablate_heads: Annotated[
+        str | None, typer.Option(help="LAYER:HEAD,... whose output is zero, such as 5:2,20-27:0-3.")
+    ] = None
+    ablate_steps: Annotated[
+        str | None, typer.Option(help="Ablate at these evaluations of the network only.")
     ] = None
     seed: Annotated[int, typer.Option(help="Every sample's noise follows from it.")] = 0
     batch_size: Annotated[
@@ -108,6 +125,14 @@ class SampleOptions:
             "cfg_interval": self.cfg_interval,
             "seed": self.seed,
             "batch_size": self.batch_size,
+            "edits": typed_edits(
+                self.temperature,
+                self.temperature_layers,
+                self.temperature_heads,
+                self.temperature_steps,
+                self.ablate_heads,
+                self.ablate_steps,
+            ),
         }
         if not self.attention_debug:
             settings["statistics"] = ()

@@ -58,6 +58,7 @@ class StepRecord(Record):
     timestep: float  # what the network was told
     noise_level: float  # share of noise in the latent: sigma of a flow, sqrt(1 - alpha_bar) of DDPM
     branches: tuple[Branch, ...]  # branches that were evaluated, in batch order
+    scales: tuple[float, ...] | None = None  # softmax scale of each site, where an edit changed one
 
 
 class SamplerRecord(Record):
@@ -95,6 +96,7 @@ class RunManifest(Record):
     statistics: tuple[str, ...]  # arrays under stats/
     qk_steps: tuple[int, ...] = ()  # steps whose Q, K and log-sum-exp are stored
     qk_dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    scales: tuple[float, ...] = ()  # softmax scale of each site
+    scales: tuple[float, ...] = ()  # softmax scale of each site, unless the step has its own
+    edits: tuple[dict[str, object], ...] = ()  # changes of the attention, in their order
     committed_steps: tuple[int, ...] = ()
     files: dict[str, FileRecord] = Field(default_factory=dict)

@@ -48,6 +48,8 @@ def _steps(manifest: RunManifest) -> Iterator[tuple[str, str]]:
             yield f"steps.{position}.index", f"{step.index} at position {position}"
         if step.branches not in {BRANCHES, *((branch,) for branch in BRANCHES)}:
             yield f"steps.{position}.branches", "not cond, uncond or both in this order"
+        if step.scales is not None:
+            yield from _scales(f"steps.{position}.scales", step.scales, len(manifest.sites))
     done = len(manifest.committed_steps)
     if manifest.committed_steps != tuple(range(done)) or done > len(manifest.steps):
         yield "committed_steps", f"not the first {done} of {len(manifest.steps)} steps"
@@ -80,7 +82,11 @@ def _kept(manifest: RunManifest) -> Iterator[tuple[str, str]]:
     shapes = {(site.heads, site.queries, site.keys, site.head_width) for site in manifest.sites}
     if len(shapes) > 1:
         yield "sites", f"Q and K can only be kept where all sites have one shape, not {len(shapes)}"
-    if len(manifest.scales) != len(manifest.sites):
-        yield "scales", f"{len(manifest.scales)} scales for {len(manifest.sites)} sites"
-    if not all(math.isfinite(scale) and scale > 0 for scale in manifest.scales):
-        yield "scales", "not all positive"
+    yield from _scales("scales", manifest.scales, len(manifest.sites))
+
+
+def _scales(field: str, scales: tuple[float, ...], count: int) -> Iterator[tuple[str, str]]:
+    if len(scales) != count:
+        yield field, f"{len(scales)} scales for {count} sites"
+    if not all(math.isfinite(scale) and scale > 0 for scale in scales):
+        yield field, "not all positive"

@@ -44,7 +44,10 @@ class OperandsCache:
 def stored(
     files: RunFiles, layout: Layout, step: int, branch: Branch, sample: int, layer: int
 ) -> Operands:
-    """The operands of a call whose Q and K were kept, from three reads. Raises BadRun."""
+    """The operands of a call whose Q and K were kept, from three reads. Raises BadRun.
+
+    If the run was edited, they are those of the edited call.
+    """
     manifest, branch_index = layout.manifest, layout.branches.index(branch)
     parts = {}
     for name, spec in layout.qk.items():
@@ -58,6 +61,6 @@ def stored(
         q=widen(parts["q"], numbers),
         k=widen(parts["k"], numbers),
         lse=widen(parts["lse"], "float32"),
-        scale=manifest.scales[layer],
+        scale=(manifest.steps[step].scales or manifest.scales)[layer],
         source="stored",
     )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,12 +21,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ditscope.attention.edits.edit import is_edited
+from ditscope.attention.edits.forward import EditedForward
 from ditscope.core.axes import Branch
 from ditscope.core.manifest import RunManifest
 from ditscope.diffusion import sampler
 from ditscope.diffusion.guidance import guide
 from ditscope.diffusion.noise import SampleNoise
 from ditscope.diffusion.schedule import Denoise, Evaluation, Noise, Trajectory
+from ditscope.errors import BadRequest
 from ditscope.pipeline import Pipeline
 from ditscope.runs.reader import Run, open_run
 from ditscope.runs.target import check_target
@@ -62,10 +66,12 @@ def sample(
         record: A new folder for the run. Recording does not change one bit of the pictures.
         overwrite: Replace a run that is already there, once the new one is complete.
         report: Called after every evaluation of the network.
-        settings: Fields of `ditscope.sampling.job.Settings`: steps, cfg_scale, seed, sampler, ...
+        settings: Fields of `ditscope.sampling.job.Settings`: steps, cfg_scale, seed, sampler,
+            edits, ...
 
     Raises:
-        BadRequest: an unknown class, setting, sampler or statistic, or a value out of range.
+        BadRequest: an unknown class, setting, sampler or statistic, or a value out of range; an
+            edit of what does not exist; a record inside a block of `edit`, which it could not tell.
         ResourceError: the run cannot be written; found before anything is computed if it can be.
         NumericalError: NaN or Inf; names the step and the rows.
         NothingWatched: the network made other attention calls than its census says.
@@ -90,6 +96,12 @@ def record_job(
 
     `manifest` is that of the job, if the caller has it already. Raises as `sample`.
     """
+    if is_edited(job.pipe.model):
+        raise BadRequest(
+            "the network is being edited, and the run would not say so",
+            field="edits",
+            fix="sample(..., edits=[...]) in place of the block of ds.edit: then replay repeats it",
+        )
     target = check_target(path, overwrite=overwrite)
     with Recorder(job, manifest or manifest_of(job), target, overwrite=overwrite) as recorder:
         final = _draw(job, report, recorder)
@@ -140,8 +152,8 @@ def _decoded(job: Job, final: list[Tensor]) -> NDArray[np.uint8]:
 
 
 def _guided(job: Job, batch: tuple[int, ...], recorder: Recorder | None) -> Denoise:
-    """The denoiser of one batch, with its guidance, watched by the recorder if there is one."""
-    pipe = job.pipe
+    """The denoiser of one batch, with its guidance, edited, and watched if it is recorded."""
+    pipe, edits = job.pipe, job.settings.edits
 
     def network(
         x: Tensor,
@@ -150,9 +162,9 @@ def _guided(job: Job, batch: tuple[int, ...], recorder: Recorder | None) -> Deno
         evaluation: Evaluation,
         branches: tuple[Branch, ...],
     ) -> Tensor:
-        if recorder is None:
-            return pipe.network(x, timestep, labels)
-        with recorder.watching(batch, evaluation, branches):
+        watching = recorder.watching(batch, evaluation, branches) if recorder else nullcontext()
+        editing = EditedForward(edits, job.sites, evaluation.index) if edits else nullcontext()
+        with watching, editing:
             return pipe.network(x, timestep, labels)
 
     return guide(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
+import torch
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -17,7 +19,10 @@ from pydantic import (
     field_validator,
 )
 
+from ditscope.attention.census import census
+from ditscope.attention.edits.kinds import AnyEdit
 from ditscope.core.labels import find_class
+from ditscope.core.sites import Site
 from ditscope.core.statistics import STATISTICS
 from ditscope.diffusion import sampler
 from ditscope.diffusion.noise import sample_seed
@@ -42,6 +47,7 @@ class Settings(BaseModel):
     batch_size: PositiveInt = 8  # samples that go through the network together
     statistics: tuple[str, ...] = tuple(STATISTICS)  # of a recorded run
     qk_steps: tuple[NonNegativeInt, ...] = ()  # evaluations whose Q, K and log-sum-exp are stored
+    edits: tuple[AnyEdit, ...] = ()  # of the attention, in their order
 
     @field_validator("*", mode="before")
     @classmethod
@@ -71,6 +77,14 @@ class Job:
         size, count = self.settings.batch_size, len(self.classes)
         return tuple(tuple(range(i, min(i + size, count))) for i in range(0, count, size))
 
+    @cached_property
+    def sites(self) -> tuple[Site, ...]:
+        """The attention calls of one forward of the network, in order."""
+        pipe = self.pipe
+        x = torch.zeros(1, *pipe.latent_shape, dtype=pipe.model.pos_embed.dtype, device=pipe.device)
+        t = torch.zeros(1, device=pipe.device)
+        return census(pipe.model, x, t, t.long())
+
     @property
     def sample_seeds(self) -> tuple[int, ...]:
         """The seed of every sample, a function of the run's seed and the sample's index."""
@@ -97,7 +111,7 @@ def make_job(pipe: Pipeline, labels: Sequence[str | int], settings: dict[str, ob
 
     Raises:
         BadRequest: no label, or an unknown class, setting, sampler or statistic, or a value out of
-            range.
+            range; an edit of a layer, head or step that does not exist.
     """
     chosen = _settings(settings)
     labels = labels if isinstance(labels, str) else list(labels)
@@ -115,7 +129,10 @@ def make_job(pipe: Pipeline, labels: Sequence[str | int], settings: dict[str, ob
     _check_guidance(pipe, chosen, scale)
     _check_known("statistics", chosen.statistics, tuple(STATISTICS))
     _check_known("qk_steps", chosen.qk_steps, range(len(plan.evaluations)))
-    return Job(pipe, chosen, classes, plan, scale)
+    job = Job(pipe, chosen, classes, plan, scale)
+    for edit in chosen.edits:
+        edit.check(job.sites, len(plan.evaluations))
+    return job
 
 
 def _settings(given: dict[str, object]) -> Settings:

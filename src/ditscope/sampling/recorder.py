@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ditscope.attention.capture import Capture
-from ditscope.attention.census import census
+from ditscope.attention.edits.forward import softmax_scales
+from ditscope.attention.edits.kinds import specs_of
 from ditscope.core.axes import Branch
 from ditscope.core.manifest import (
     GuidanceRecord,
@@ -33,7 +34,6 @@ from ditscope.core.manifest import (
 from ditscope.core.sites import Site
 from ditscope.diffusion.guidance import branches_at
 from ditscope.diffusion.schedule import Evaluation
-from ditscope.pipeline import Pipeline
 from ditscope.runs.writer import RunWriter
 from ditscope.sampling.job import Job
 from ditscope.version import __version__
@@ -48,7 +48,6 @@ class Recorder:
 
     def __init__(self, job: Job, manifest: RunManifest, path: Path, *, overwrite: bool) -> None:
         self._job = job
-        self._sites = manifest.sites
         self._writer = RunWriter(path, manifest, overwrite=overwrite)
         self._stats: list[dict[str, NDArray[np.float32]]] = []  # of this step, one per batch
 
@@ -80,7 +79,7 @@ class Recorder:
         if not settings.statistics and not keeps_qk:
             yield
             return
-        capture = Capture(self._sites, settings.statistics, keep if keeps_qk else None)
+        capture = Capture(self._job.sites, settings.statistics, keep if keeps_qk else None)
         with capture:
             yield
         self._stats.append(
@@ -105,16 +104,9 @@ class Recorder:
         self._writer.complete()
 
 
-def sites_of(pipe: Pipeline) -> tuple[Site, ...]:
-    """The attention calls of one forward of the pipeline's network, in order."""
-    x = torch.zeros(1, *pipe.latent_shape, dtype=pipe.model.pos_embed.dtype, device=pipe.device)
-    t, y = torch.zeros(1, device=pipe.device), torch.zeros(1, dtype=torch.long, device=pipe.device)
-    return census(pipe.model, x, t, y)
-
-
 def manifest_of(job: Job) -> RunManifest:
     """What will be recorded, and everything needed to do it again."""
-    pipe, settings, sites = job.pipe, job.settings, sites_of(job.pipe)
+    pipe, settings, sites = job.pipe, job.settings, job.sites
     interval = settings.cfg_interval
     return RunManifest(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -157,6 +149,9 @@ def manifest_of(job: Job) -> RunManifest:
                 timestep=each.timestep,
                 noise_level=each.noise_level,
                 branches=branches_at(each, job.cfg_scale, interval),
+                scales=softmax_scales(settings.edits, sites, each.index)
+                if settings.edits and each.index in settings.qk_steps
+                else None,
             )
             for each in job.plan.evaluations
         ),
@@ -166,6 +161,7 @@ def manifest_of(job: Job) -> RunManifest:
         qk_steps=settings.qk_steps,
         qk_dtype=pipe.dtype if settings.qk_steps else None,
         scales=tuple(site.head_width**-0.5 for site in sites),
+        edits=specs_of(settings.edits),
     )
 
 

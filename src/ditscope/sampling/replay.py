@@ -1,7 +1,7 @@
 """Running one recorded step again, to see attention that was not stored.
 
-The step is repeated on its stored latent with the very batch it was recorded in, since another
-batch size may take another kernel and round differently.
+The step is repeated on its stored latent, under the edits of the run, with the very batch it was
+recorded in, since another batch size may take another kernel and round differently.
 
 Shapes: B rows of one batch, H heads, N tokens, K head width.
 """
@@ -20,12 +20,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ditscope.attention.capture import Capture
+from ditscope.attention.edits.forward import EditedForward
+from ditscope.attention.edits.kinds import AnyEdit, edits_of
+from ditscope.attention.operands import Operands as Attention
 from ditscope.core.axes import Branch
 from ditscope.core.manifest import ModelRecord
 from ditscope.core.sites import Site
-from ditscope.errors import BadCheckpoint
+from ditscope.errors import BadCheckpoint, BadRequest, BadRun
 from ditscope.model.config import DiTConfig
 from ditscope.pipeline import DType, Pipeline, load
+from ditscope.runs.layout import MANIFEST
 from ditscope.runs.reader import Run
 
 Operands = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], float]
@@ -45,6 +49,7 @@ def replay_step(run: Run, step: int, branch: Branch, sample: int, layer: int) ->
 
     Raises:
         BadCheckpoint: the model is gone, or its weights are not those of the run.
+        BadRun: the run was edited in a way that is unknown here or does not fit its sites.
     """
     place = (run.digest, step, sample)
     with _lock:
@@ -59,17 +64,18 @@ def replay_step(run: Run, step: int, branch: Branch, sample: int, layer: int) ->
 @torch.inference_mode()
 def _forward(run: Run, step: int, sample: int) -> dict[tuple[Branch, int], Operands]:
     """Repeat the forward that `sample` was part of; the operands of its own rows."""
-    manifest = run.manifest
+    manifest, edits = run.manifest, _edits(run)
     pipe = _pipeline(manifest.model)
     record = manifest.steps[step]
     batch = next(batch for batch in manifest.batches if sample in batch)
     found: dict[tuple[Branch, int], Operands] = {}
 
-    def keep(site: Site, q: Tensor, k: Tensor, lse: Tensor) -> None:
+    def keep(site: Site, attention: Attention, lse: Tensor) -> None:
         for half, branch in enumerate(record.branches):
             row = half * len(batch) + batch.index(sample)
-            q_row, k_row, lse_row = (part[row].float().cpu().numpy() for part in (q, k, lse))
-            found[branch, site.index] = (q_row, k_row, lse_row, manifest.scales[site.index])
+            parts = (attention.q, attention.k, lse)
+            q_row, k_row, lse_row = (part[row].float().cpu().numpy() for part in parts)
+            found[branch, site.index] = (q_row, k_row, lse_row, attention.scale)
 
     latent = torch.from_numpy(run.latents.isel(step=step, sample=list(batch)).values)
     labels = {
@@ -77,11 +83,26 @@ def _forward(run: Run, step: int, sample: int) -> dict[tuple[Branch, int], Opera
         "uncond": [manifest.guidance.null_label] * len(batch),
     }
     y = torch.tensor([label for branch in record.branches for label in labels[branch]])
-    with Capture(manifest.sites, (), keep):
+    watching = Capture(manifest.sites, (), on_attention=keep)
+    with watching, EditedForward(edits, manifest.sites, step):
         pipe.network(
             latent.repeat(len(record.branches), 1, 1, 1), record.timestep, y.to(pipe.device)
         )
     return found
+
+
+def _edits(run: Run) -> tuple[AnyEdit, ...]:
+    """What was done to the attention of the run. Raises BadRun."""
+    file = run.path / MANIFEST
+    edits = edits_of(run.manifest.edits, file=file)
+    for index, edit in enumerate(edits):
+        try:
+            edit.check(run.manifest.sites, len(run.manifest.steps))
+        except BadRequest as reason:
+            raise BadRun(
+                reason.problem, file=file, field=f"edits.{index}", expected=reason.expected
+            ) from None
+    return edits
 
 
 def _pipeline(model: ModelRecord) -> Pipeline:

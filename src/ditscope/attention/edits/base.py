@@ -1,0 +1,165 @@
+"""What an edit is: a pure function from an attention call to a changed one, and where it acts.
+
+To add one: a file here with a subclass of `Edit`, and its name in `kinds.py`.
+"""
+
+from __future__ import annotations
+
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, TypedDict
+
+import torch
+from pydantic import BaseModel, BeforeValidator, ConfigDict, NonNegativeInt, ValidationError
+from torch import Tensor
+
+from ditscope.attention.seam import AttentionCall
+from ditscope.core.sites import Site
+from ditscope.errors import BadRequest, foreign, listed
+
+
+def _several(value: Any) -> object:
+    """One item or many, as a tuple; whole numbers of any library as int."""
+    if value is None:
+        return None
+    many = isinstance(value, Iterable) and not isinstance(value, str) and getattr(value, "ndim", 1)
+    if not many:
+        value = (value,)
+    try:
+        return tuple(
+            each if isinstance(each, str | bool) else operator.index(each) for each in value
+        )
+    except TypeError:
+        raise ValueError("Input should be an index or several") from None
+
+
+class Places(TypedDict, total=False):
+    """Where an edit acts, as its constructor takes it: one item or several. None: everywhere."""
+
+    layers: int | str | Iterable[int | str] | None
+    heads: int | Iterable[int] | None
+    steps: int | Iterable[int] | None
+
+
+class Edit(BaseModel, ABC):
+    """Base of all edits: which calls and heads one changes, and, in a subclass, into what.
+
+    `layers` are sites: indices in call order, or globs of names. `heads` are indices. `steps` are
+    evaluations of a sampling; of a bare model, its forwards in the block of `edit`, from 0. None
+    selects all there are, an empty tuple nothing. The fields go to the manifest of a run as they
+    are, so they must say everything about the edit.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    layers: Annotated[tuple[NonNegativeInt | str, ...] | None, BeforeValidator(_several)] = None
+    heads: Annotated[tuple[NonNegativeInt, ...] | None, BeforeValidator(_several)] = None
+    steps: Annotated[tuple[NonNegativeInt, ...] | None, BeforeValidator(_several)] = None
+
+    def __init__(self, *values: object, **fields: object) -> None:
+        """`values` are those of the fields that the subclass adds, in their order.
+
+        Raises BadRequest for a field that is unknown, missing, of the wrong type or out of range.
+        """
+        own = [name for name in type(self).model_fields if name not in (*Edit.model_fields, "kind")]
+        if len(values) > len(own):
+            raise BadRequest(
+                f"{len(values)} values without a name",
+                field=type(self).__name__,
+                expected=f"at most {len(own)}; the places by name: layers, heads, steps",
+            )
+        try:
+            super().__init__(**dict(zip(own, values, strict=False)), **fields)
+        except ValidationError as reason:
+            first = reason.errors(include_url=False)[0]
+            problem = first["msg"].removeprefix("Value error, ")
+            found = "" if first["type"] == "missing" else f", found {foreign(repr(first['input']))}"
+            raise BadRequest(
+                problem + found, field=f"{type(self).__name__}.{first['loc'][0]}"
+            ) from None
+
+    @property
+    def neutral(self) -> bool:
+        """Whether it changes nothing wherever it acts. Such an edit is never applied."""
+        return False
+
+    @abstractmethod
+    def change(self, call: AttentionCall, heads: tuple[int, ...] | None) -> AttentionCall:
+        """The changed call: new tensors where they differ, never the old ones written to.
+
+        It must let gradients through and make no copy to or from the host.
+
+        Args:
+            call: Its tensors are the model's own, before autocast casts them.
+            heads: The heads to change, at least one and not all; None: all.
+        """
+
+    def heads_at(self, site: Site, step: int) -> tuple[int, ...]:
+        """The heads of `site` that it changes at `step`: none, some or all."""
+        if (
+            self.neutral
+            or not self._at(site)
+            or (self.steps is not None and step not in self.steps)
+        ):
+            return ()
+        return tuple(range(site.heads)) if self.heads is None else tuple(sorted({*self.heads}))
+
+    def check(self, sites: Sequence[Site], steps: int | None = None) -> None:
+        """Check that every layer, head and step it names exists.
+
+        Args:
+            sites: From `census`.
+            steps: How many there are; None if that is not known yet.
+
+        Raises:
+            BadRequest: names what does not exist, and what does.
+        """
+        for layer in self.layers or ():
+            if not any(_is(site, layer) for site in sites):
+                raise self._missing(
+                    f"there is no layer {foreign(layer)}",
+                    "layers",
+                    f"0 to {len(sites) - 1}, or globs of {listed(site.name for site in sites)}",
+                )
+        for site in filter(self._at, sites):
+            absent = [head for head in self.heads or () if head >= site.heads]
+            if absent:
+                raise self._missing(
+                    f"{site.name} has no head {listed(absent)}", "heads", f"0 to {site.heads - 1}"
+                )
+        if steps is None:
+            return
+        absent = [step for step in self.steps or () if step >= steps]
+        if absent:
+            raise self._missing(f"there is no step {listed(absent)}", "steps", f"0 to {steps - 1}")
+
+    def _at(self, site: Site) -> bool:
+        return self.layers is None or any(_is(site, layer) for layer in self.layers)
+
+    def _missing(self, problem: str, field: str, expected: str) -> BadRequest:
+        return BadRequest(problem, field=f"{type(self).__name__}.{field}", expected=expected)
+
+
+def chosen(call: AttentionCall, heads: tuple[int, ...]) -> Tensor:
+    """Which heads of a call (..., H, N, K) are among `heads`: bool (H, 1, 1) on its device."""
+    mask = torch.zeros(num_heads(call), 1, 1, dtype=torch.bool, device=call.q.device)
+    for head in heads:
+        mask[head] = True  # not by a list: that would be copied from the host
+    return mask
+
+
+def num_heads(call: AttentionCall) -> int:
+    """Heads of the map; a call without such an axis has one."""
+    if call.q.dim() < 4:
+        return 1
+    if call.enable_gqa:
+        return call.q.shape[-3]
+    return torch.broadcast_shapes(call.q.shape[:-2], call.k.shape[:-2])[-1]
+
+
+def _is(site: Site, layer: int | str) -> bool:
+    if isinstance(layer, str):
+        return site.name == layer or fnmatchcase(site.name, layer)
+    return site.index == layer
