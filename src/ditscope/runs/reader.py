@@ -20,7 +20,7 @@ from ditscope.core.sites import Site
 from ditscope.errors import BadRequest, BadRun, foreign, listed
 from ditscope.runs import invariants
 from ditscope.runs.arrays import check_array, check_group
-from ditscope.runs.attention_rows import Operands, columns, rows
+from ditscope.runs.attention_rows import Operands, columns, maps, rows
 from ditscope.runs.files import RunFiles, read_regular
 from ditscope.runs.layout import (
     COMPLETE,
@@ -166,6 +166,22 @@ class Run:
         found = columns(call.operands, call.heads, token)
         place = {**call.place, KEY: key, "long_name": "share of each patch's attention received"}
         return _on_grid(found.mean(axis=0), call.site, QUERY, place)
+
+    def maps(
+        self,
+        layer: int | str,
+        step: int,
+        queries: Sequence[int] | NDArray[np.intp],
+        sample: int = 0,
+        branch: Branch = "cond",
+    ) -> NDArray[np.float32]:
+        """Where several tokens look, in all heads at once: (head, query, key), rows sum to 1.
+
+        As `attention`, for work on many rows; `queries` are indices of tokens. Errors as there.
+        """
+        call = self._call(layer, "mean", step, sample, branch)
+        tokens = np.array([_index(QUERY, token, call.site.queries) for token in queries], np.intp)
+        return maps(call.operands, tokens)
 
     def verify(self) -> Verification:
         """Hash every file and check every number; what is wrong is listed, not raised."""
