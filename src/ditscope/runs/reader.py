@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +31,7 @@ from ditscope.runs.layout import (
     layout_of,
     seal_of,
 )
-from ditscope.runs.operands import OperandsCache, stored
+from ditscope.runs.operands import OperandsCache, Place, stored
 from ditscope.runs.replay import replay
 from ditscope.runs.target import interrupted_swap
 
@@ -189,10 +189,11 @@ class Run:
 
         return verify(self.files, self.layout, ended=self.has_images)
 
-    def _load(self, step: int, branch: Branch, sample: int, layer: int) -> Operands:
+    def _load(self, step: int, branch: Branch, sample: int, layer: int) -> Mapping[Place, Operands]:
         if step in self.manifest.qk_steps:
             return stored(self.files, self.layout, step, branch, sample, layer)
-        return replay(self, step=step, branch=branch, sample=sample, layer=layer)
+        again = replay(self, step=step, branch=branch, sample=sample, layer=layer)
+        return {(step, branch, sample, layer): again}
 
     def _call(self, layer: int | str, head: Head, step: int, sample: int, branch: Branch) -> _Call:
         """One attention call of one sample, its arguments checked against what the run holds."""
