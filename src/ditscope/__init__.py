@@ -13,6 +13,7 @@ from ditscope.version import __version__
 
 if TYPE_CHECKING:
     from ditscope import plot
+    from ditscope.analysis.compare import compare
     from ditscope.attention.watch import watch
     from ditscope.model.config import DiTConfig
     from ditscope.model.dit import DiT, build
@@ -25,6 +26,7 @@ __all__ = [
     "DiTConfig",
     "__version__",
     "build",
+    "compare",
     "load",
     "open_run",
     "plot",
@@ -38,6 +40,7 @@ _HOME = {
     "DiT": "ditscope.model.dit",
     "DiTConfig": "ditscope.model.config",
     "build": "ditscope.model.dit",
+    "compare": "ditscope.analysis.compare",
     "load": "ditscope.pipeline",
     "open_run": "ditscope.runs.reader",
     "sample": "ditscope.sampling.draw",

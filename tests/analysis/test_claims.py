@@ -1,4 +1,4 @@
-"""The usual claims on runs that were built to confirm them, to refute them, or to leave them open."""
+"""The usual claims on runs that confirm them, refute them, or leave them open."""
 
 import numpy as np
 import pytest

@@ -64,8 +64,14 @@ def percentiles(
 ) -> NDArray[numpy.float64]:
     """Low and high end (2, column) of resampled means (draw, column), widened around `centre`."""
     tail = (1 - LEVEL) / 2
-    ends = numpy.quantile(means, [tail, 1 - tail], axis=0)
-    return centre + (ends - centre) * numpy.sqrt(count / (count - 1))
+    return numpy.quantile(widened(means, centre, count), [tail, 1 - tail], axis=0)
+
+
+def widened(
+    means: NDArray[numpy.float64], centre: NDArray[numpy.float64], count: int
+) -> NDArray[numpy.float64]:
+    """Resampled means of `count` samples, spread as wide as the standard error says."""
+    return centre + (means - centre) * numpy.sqrt(count / (count - 1))
 
 
 def _blocks(data: NDArray[numpy.float64]) -> Iterator[NDArray[numpy.float64]]:

@@ -20,6 +20,7 @@ from typing import Annotated
 
 import typer
 
+from ditscope.cli.compare import compare
 from ditscope.cli.console import print_error
 from ditscope.cli.convert import convert
 from ditscope.cli.demo import demo
@@ -80,7 +81,7 @@ def ditscope(
     """Build, train and run Diffusion Transformers, and see what they attend to."""
 
 
-for command in (demo, sample, train, models, convert, info):
+for command in (demo, sample, train, models, convert, info, compare):
     app.command(command.__name__)(command)
 
 
