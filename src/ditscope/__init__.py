@@ -14,6 +14,7 @@ from ditscope.version import __version__
 if TYPE_CHECKING:
     from ditscope import plot
     from ditscope.analysis.compare import compare
+    from ditscope.analysis.diagnose.engine import diagnose
     from ditscope.attention.watch import watch
     from ditscope.model.config import DiTConfig
     from ditscope.model.dit import DiT, build
@@ -27,6 +28,7 @@ __all__ = [
     "__version__",
     "build",
     "compare",
+    "diagnose",
     "load",
     "open_run",
     "plot",
@@ -41,6 +43,7 @@ _HOME = {
     "DiTConfig": "ditscope.model.config",
     "build": "ditscope.model.dit",
     "compare": "ditscope.analysis.compare",
+    "diagnose": "ditscope.analysis.diagnose.engine",
     "load": "ditscope.pipeline",
     "open_run": "ditscope.runs.reader",
     "sample": "ditscope.sampling.draw",

@@ -22,7 +22,7 @@ def test_effect_size_of_a_worked_example():
 
 def test_exact_p_is_counted():
     random = np.random.default_rng(0)
-    a, b = random.normal(size=(4, 2)), random.normal(size=(5, 2)) + [0, 2]
+    a, b = random.normal(size=(4, 2)), random.normal([0, 2], size=(5, 2))
     both = np.concatenate([a, b])
     expected = []
     for column in range(2):
@@ -36,7 +36,7 @@ def test_exact_p_is_counted():
 
 
 def test_exact_p_of_pairs_is_counted():
-    differences = np.random.default_rng(1).normal(size=(6, 2)) + [0, 1]
+    differences = np.random.default_rng(1).normal([0, 1], size=(6, 2))
     expected = [
         np.mean(
             [

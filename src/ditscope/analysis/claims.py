@@ -8,7 +8,7 @@ twenty layers without any effect, one is expected to show one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy
@@ -59,8 +59,15 @@ CLAIMS = (
 DEPTH = ("local low, global high", "heads look farther the deeper their layer is")
 
 
-def usual_claims(run: Run, *, branch: Branch = "cond") -> xarray.Dataset:
+def usual_claims(
+    run: Run, *, branch: Branch = "cond", claims: Sequence[Claim] = CLAIMS
+) -> xarray.Dataset:
     """Where the usual claims hold in a run, and where not.
+
+    Args:
+        run: a recorded run.
+        branch: "cond" or "uncond".
+        claims: those about steps; the one about depth is always last.
 
     Returns:
         Along `claim`: `mean`, `low`, `high` of the number that is above zero if the claim holds
@@ -74,7 +81,7 @@ def usual_claims(run: Run, *, branch: Branch = "cond") -> xarray.Dataset:
         BadRequest: no statistics, or the branch is not in the run.
     """
     found = []
-    for claim in CLAIMS:
+    for claim in claims:
         values, missing = _quantity(run, claim.quantity, branch)
         numbers = None if values is None else claim.contrast(values).mean("head", skipna=True)
         found.append(_judged(run, claim.name, claim.statement, numbers, missing))

@@ -121,7 +121,7 @@ def most_changed(comparison: xarray.Dataset, count: int = 10) -> xarray.Dataset:
     typical = (difference**2).mean([axis for axis in PLACE if axis != METRIC]) ** 0.5
     few = min(comparison.attrs["samples"]) < FEW
     size = difference / typical.where(typical > 0) if few else comparison["effect"]
-    ranked = comparison.assign(size=numpy.abs(size).fillna(0))
+    ranked = comparison.assign(size=abs(size).fillna(0))
     flat = ranked.stack(place=PLACE, create_index=False).dropna("place", subset=["difference"])
     beyond = (flat["p_adjusted"] <= SIGNIFICANT).values
     order = numpy.lexsort((-flat["size"].values, ~beyond))

@@ -74,7 +74,9 @@ def map_measures(run: Run, *, layers: Iterable[int] | None = None) -> xarray.Dat
     chosen = range(len(run.manifest.sites)) if layers is None else chosen_layers(run, layers)
     steps = map_steps(run)
     heads = max(site.heads for site in run.manifest.sites)
-    branches = [name for name in BRANCHES if any(name in r.branches for r in run.steps)]
+    branches: list[Branch] = [
+        name for name in BRANCHES if any(name in r.branches for r in run.steps)
+    ]
     samples = range(len(run.manifest.labels))
     shape = (len(steps), len(branches), len(samples), len(chosen), heads)
     found = {name: numpy.full(shape, numpy.nan, "float32") for name in MEASURES}
@@ -187,7 +189,8 @@ def _by_displacement(
     shape = (2 * grid.height - 1, 2 * grid.width - 1)
     flat, count = place.ravel(), shape[0] * shape[1]
     totals = [numpy.bincount(flat, head.ravel(), minlength=count).reshape(shape) for head in maps]
-    return numpy.stack(totals), numpy.bincount(flat, minlength=count).reshape(shape)
+    seen = numpy.bincount(flat, minlength=count).reshape(shape)
+    return numpy.stack(totals).astype("float64"), seen
 
 
 def _shares(totals: Array, grid: TokenGrid) -> dict[str, Array]:

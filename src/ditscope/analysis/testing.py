@@ -32,7 +32,7 @@ def hedges_g(a: Array, b: Array) -> Array:
 
 
 def paired_g(differences: Array) -> Array:
-    """Mean of differences (sample, column) in their standard deviations, corrected as `hedges_g`."""
+    """Mean of differences (sample, column) in standard deviations, corrected as in `hedges_g`."""
     freedom = len(differences) - 1
     if freedom < 1:
         return numpy.full(differences.shape[1], numpy.nan)

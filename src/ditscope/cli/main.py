@@ -24,6 +24,7 @@ from ditscope.cli.compare import compare
 from ditscope.cli.console import print_error
 from ditscope.cli.convert import convert
 from ditscope.cli.demo import demo
+from ditscope.cli.diagnose import diagnose
 from ditscope.cli.info import info
 from ditscope.cli.models import models
 from ditscope.cli.sample import sample
@@ -81,7 +82,7 @@ def ditscope(
     """Build, train and run Diffusion Transformers, and see what they attend to."""
 
 
-for command in (demo, sample, train, models, convert, info, compare):
+for command in (demo, sample, train, models, convert, info, compare, diagnose):
     app.command(command.__name__)(command)
 
 
