@@ -27,6 +27,7 @@ from ditscope.cli.demo import demo
 from ditscope.cli.diagnose import diagnose
 from ditscope.cli.info import info
 from ditscope.cli.models import models
+from ditscope.cli.plot import plot
 from ditscope.cli.sample import sample
 from ditscope.cli.train import train
 from ditscope.errors import (
@@ -82,7 +83,7 @@ def ditscope(
     """Build, train and run Diffusion Transformers, and see what they attend to."""
 
 
-for command in (demo, sample, train, models, convert, info, compare, diagnose):
+for command in (demo, sample, train, models, convert, info, compare, diagnose, plot):
     app.command(command.__name__)(command)
 
 

@@ -35,9 +35,9 @@ def check(run: Run) -> list[Finding]:
             Finding(
                 rule=RULE.name,
                 severity="error",
-                message="every head looks at a single patch: attention gathers nothing",
+                message="every head looks at one patch: attention gathers nothing",
                 threshold=THRESHOLD,
-                advice="Scores are too large: a softmax scale or temperature that is not the one of "
+                advice="Scores are too large: a softmax scale or temperature other than that of "
                 "training, or a training that has diverged. Try an earlier checkpoint.",
                 command=sample_again(run, "--weights", "EARLIER"),
                 evidence=draw(run, "steps", "--layer", str(site.index)),
