@@ -1,4 +1,4 @@
-"""Figures of statistics: they draw the numbers of the analysis, and their words say what they are."""
+"""Figures of statistics: they draw the numbers of the analysis and say what they are."""
 
 import numpy as np
 import pytest

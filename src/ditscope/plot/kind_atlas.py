@@ -83,7 +83,13 @@ def kinds(run: Run, *, branch: Branch = "cond", title: str | None = None) -> Plo
             axes.add_patch(
                 Rectangle((head - 0.5, layer - 0.5), 1, 1, facecolor=fill, edgecolor=MUTED, lw=0.5)
             )
-            text = SHORT.get(name, name) if cell >= NAME_WIDTH else name[:2] if cell >= 0.25 else ""
+            text = (
+                str(SHORT.get(name, name))
+                if cell >= NAME_WIDTH
+                else name[:2]
+                if cell >= 0.25
+                else ""
+            )
             axes.text(head, layer, text, fontsize=NOTE, color=ink, ha="center", va="center")
     _number(axes, rows, columns, cell)
     y = top

@@ -70,10 +70,8 @@ class Finding:
 
     def to_dict(self) -> dict[str, object]:
         """As plain data; a number that is not finite is None."""
-        tree = asdict(self)
-        if not math.isfinite(self.measured):
-            tree["measured"] = None
-        return tree | {"place": self.place()}
+        measured = self.measured if math.isfinite(self.measured) else None
+        return {**asdict(self), "measured": measured, "place": self.place()}
 
 
 @dataclass(frozen=True)

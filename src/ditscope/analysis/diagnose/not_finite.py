@@ -16,7 +16,9 @@ THRESHOLD = Threshold("at least", 1, "number", "a softmax of finite scores is fi
 def check(run: Run) -> list[Finding]:
     """One finding per layer and branch that has NaN or Inf where a number was measured."""
     names, found = metric_names(run), []
-    for branch in (name for name in BRANCHES if name in run.stats["branch"].values.tolist()):
+    for branch in BRANCHES:
+        if branch not in run.stats["branch"].values.tolist():
+            continue
         steps = numpy.array(branch_steps(run, branch))
         here = run.stats[names].sel(branch=branch, step=steps)
         for site in run.manifest.sites:
@@ -26,7 +28,7 @@ def check(run: Run) -> list[Finding]:
             if not bad.any():
                 continue
             heads = numpy.nonzero(bad.any(tuple(i for i in range(bad.ndim) if i != 1)))[0]
-            where = bad.any(tuple(range(1, bad.ndim)))
+            where = numpy.asarray(bad.any(tuple(range(1, bad.ndim))))
             found.append(
                 Finding(
                     rule=RULE.name,

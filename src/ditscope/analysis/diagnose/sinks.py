@@ -31,7 +31,7 @@ def check(run: Run) -> list[Finding]:
         heads = numpy.nonzero(holds.mean(1) >= LASTING)[0]
         if not heads.size or least > 1:
             continue
-        when = holds[heads].any(0)
+        when = numpy.asarray(holds[heads].any(0))
         values = here.isel(head=heads, step=when).mean(["head", "step"]).values
         found.append(
             Finding(
