@@ -16,8 +16,8 @@ from ditscope.runs.reader import Run
 
 LEFT, HEAD_ROOM, LEGEND, GAP = 0.5, 0.42, 3.3, 0.3
 CELL_WIDTH, CELL_HEIGHT = (0.12, 0.98), (0.2, 0.42)
-NAME_WIDTH = 0.7
-"""Width of a cell (inches) in which its kind is written; its number stands in narrower ones."""
+NAME_WIDTH, LETTERS_WIDTH = 0.7, 0.25
+"""Width of a cell (inches) in which its kind is written, and in which two letters of it are."""
 
 KIND_COLOURS = {
     "dead": ("#1b1c1e", "white"),
@@ -83,14 +83,15 @@ def kinds(run: Run, *, branch: Branch = "cond", title: str | None = None) -> Plo
             axes.add_patch(
                 Rectangle((head - 0.5, layer - 0.5), 1, 1, facecolor=fill, edgecolor=MUTED, lw=0.5)
             )
-            text = (
-                str(SHORT.get(name, name))
-                if cell >= NAME_WIDTH
-                else name[:2]
-                if cell >= 0.25
-                else ""
+            axes.text(
+                head,
+                layer,
+                _written(name, cell),
+                fontsize=NOTE,
+                color=ink,
+                ha="center",
+                va="center",
             )
-            axes.text(head, layer, text, fontsize=NOTE, color=ink, ha="center", va="center")
     _number(axes, rows, columns, cell)
     y = top
     left = MARGIN + LEFT + columns * cell + GAP
@@ -103,6 +104,13 @@ def kinds(run: Run, *, branch: Branch = "cond", title: str | None = None) -> Plo
         page.text(left + 0.24, y, "\n".join(lines[name]), linespacing=1.25)
         y += len(lines[name]) * NOTE * LINE + 0.1
     return page.figure
+
+
+def _written(name: str, cell: float) -> str:
+    """As much of a kind's name as fits a cell."""
+    if cell >= NAME_WIDTH:
+        return SHORT.get(name, name)
+    return name[:2] if cell >= LETTERS_WIDTH else ""
 
 
 def _number(axes: Axes, rows: int, columns: int, cell: float) -> None:
