@@ -14,6 +14,8 @@ from ditscope.version import __version__
 
 if TYPE_CHECKING:
     from ditscope import plot
+    from ditscope.analysis.compare import compare
+    from ditscope.analysis.diagnose.engine import diagnose
     from ditscope.attention.edits.ablate_heads import AblateHeads
     from ditscope.attention.edits.edit import edit
     from ditscope.attention.edits.temperature import Temperature
@@ -31,6 +33,8 @@ __all__ = [
     "Temperature",
     "__version__",
     "build",
+    "compare",
+    "diagnose",
     "edit",
     "load",
     "open_run",
@@ -47,6 +51,8 @@ _HOME = {
     "DiTConfig": "ditscope.model.config",
     "Temperature": "ditscope.attention.edits.temperature",
     "build": "ditscope.model.dit",
+    "compare": "ditscope.analysis.compare",
+    "diagnose": "ditscope.analysis.diagnose.engine",
     "edit": "ditscope.attention.edits.edit",
     "load": "ditscope.pipeline",
     "open_run": "ditscope.runs.reader",

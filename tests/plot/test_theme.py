@@ -44,9 +44,26 @@ def test_a_notebook_shows_the_figure_itself(run):
         assert image.format == "PNG"
 
 
-@pytest.mark.parametrize("name", ["figure.pdf", "figure", "figure.PNG.txt"])
-def test_only_png_is_written(tmp_path, name):
-    with pytest.raises(BadRequest, match=r"expected a name ending in \.png"):
+@pytest.mark.parametrize("kind", ["svg", "pdf"])
+def test_drawings_for_print_are_the_same_bytes_each_time(run, tmp_path, kind):
+    for name in ("one", "two"):
+        save_figure(plot.heads(run), tmp_path / f"{name}.{kind}")
+    first = (tmp_path / f"one.{kind}").read_bytes()
+    assert first == (tmp_path / f"two.{kind}").read_bytes()
+    assert first.lstrip().startswith({"svg": b"<?xml", "pdf": b"%PDF"}[kind])
+
+
+def test_dots_per_inch_can_be_chosen(run, tmp_path):
+    sizes = []
+    for dpi in (72, 144):
+        with Image.open(save_figure(plot.heads(run), tmp_path / "figure.png", dpi)) as image:
+            sizes.append(image.size[0])
+    assert sizes[1] == pytest.approx(2 * sizes[0], abs=2)
+
+
+@pytest.mark.parametrize("name", ["figure.jpg", "figure", "figure.PNG.txt"])
+def test_other_formats_are_refused(tmp_path, name):
+    with pytest.raises(BadRequest, match=r"expected a name ending in \.png, \.svg or \.pdf"):
         save_figure(Plot(), tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 

@@ -8,6 +8,7 @@ import numpy
 import xarray
 
 from ditscope.analysis.place import checked_sample, step_record
+from ditscope.analysis.recorded import metric_names
 from ditscope.core.axes import Branch
 from ditscope.core.statistics import STATISTICS
 from ditscope.errors import BadRequest, foreign, listed
@@ -54,10 +55,8 @@ def head_atlas(
     Raises:
         BadRequest: a statistic, step, sample or branch that is not in the run.
     """
-    if not run.stats.data_vars:
-        raise BadRequest("this run recorded no statistics", field="metric")
     for field, value, found in (
-        ("metric", metric, [str(name) for name in run.stats.data_vars]),
+        ("metric", metric, metric_names(run)),
         ("branch", branch, run.stats["branch"].values.tolist()),
     ):
         if value not in found:

@@ -41,11 +41,26 @@ def latent_picture(run: Run, sample: int, step: int) -> xarray.DataArray:
 def object_patch(picture: xarray.DataArray, grid: TokenGrid) -> tuple[int, int]:
     """The patch in the middle of the picture's object, most likely, as (row, column).
 
+    Of the patches of `object_mask` the one nearest to their centroid, the first in reading order if
+    several are. For a blank picture that is the centre.
+
+    Args:
+        picture: (y, x, channel) of any size.
+        grid: the patches that the picture is cut into.
+    """
+    rows, columns = numpy.nonzero(object_mask(picture, grid))
+    off_centre = numpy.hypot(rows - rows.mean(), columns - columns.mean())
+    best = int(numpy.argmin(numpy.round(off_centre, 6)))
+    return int(rows[best]), int(columns[best])
+
+
+def object_mask(picture: xarray.DataArray, grid: TokenGrid) -> numpy.ndarray:
+    """The patches of the picture's object, most likely: boolean (grid height, grid width).
+
     The colour of a patch is its mean. It stands out by the distance of its colour to the nearest
     colour on the picture's border (so a sky above a meadow stands out nowhere), averaged over its
     3 x 3 neighbourhood. The object is taken to be the patches that stand out at least half as much
-    as the most outstanding one; the choice is the one nearest to their centroid, the first in
-    reading order if several are. For a blank picture that is the centre.
+    as the most outstanding one. In a blank picture that is every patch.
 
     Args:
         picture: (y, x, channel) of any size.
@@ -58,10 +73,7 @@ def object_patch(picture: xarray.DataArray, grid: TokenGrid) -> tuple[int, int]:
     apart = colours[:, :, None, :] - colours[rim]  # (height, width, patch of the rim, channel)
     padded = numpy.pad(numpy.sqrt((apart**2).sum(-1)).min(-1), 1, mode="edge")
     stands_out = numpy.lib.stride_tricks.sliding_window_view(padded, (3, 3)).mean((-1, -2))
-    rows, columns = numpy.nonzero(stands_out >= 0.5 * stands_out.max())
-    off_centre = numpy.hypot(rows - rows.mean(), columns - columns.mean())
-    best = int(numpy.argmin(numpy.round(off_centre, 6)))
-    return int(rows[best]), int(columns[best])
+    return stands_out >= 0.5 * stands_out.max()
 
 
 def patch_colours(picture: xarray.DataArray, grid: TokenGrid) -> numpy.ndarray:

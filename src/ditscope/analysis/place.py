@@ -146,19 +146,19 @@ def some_patch_layers(run: Run) -> list[int]:
 
 def checked_layer(run: Run, layer: int) -> int:
     """A layer number that is in the run and has a patch grid, else BadRequest with the range."""
-    layer = _index("layer", layer, len(run.manifest.sites))
+    layer = checked_index("layer", layer, len(run.manifest.sites))
     grid_of(run, layer)
     return layer
 
 
 def checked_sample(run: Run, sample: int) -> int:
     """A sample number that is in the run, else BadRequest with the range."""
-    return _index("sample", sample, len(run.manifest.labels))
+    return checked_index("sample", sample, len(run.manifest.labels))
 
 
 def step_record(run: Run, step: int) -> StepRecord:
     """The record of a step that is whole on disk, else BadRequest with what there is."""
-    step = _index("step", step, len(run.manifest.steps))
+    step = checked_index("step", step, len(run.manifest.steps))
     if step < len(run.steps):
         return run.steps[step]
     raise BadRequest(
@@ -228,7 +228,7 @@ def even_rms_distance(grid: TokenGrid) -> float:
     return float(numpy.sqrt(spread + rows.var() + columns.var()).mean())
 
 
-def _index(field: str, value: object, count: int) -> int:
+def checked_index(field: str, value: object, count: int) -> int:
     """`value` as an index below `count`, else BadRequest with the range."""
     try:
         index = as_index(value)
@@ -253,7 +253,7 @@ def _checked_head(run: Run, layer: int, head: Head) -> Head:
                 expected=f"an integer from 0 to {heads - 1}, or 'mean'",
             )
         return head
-    return _index("head", head, heads)
+    return checked_index("head", head, heads)
 
 
 def _checked_query(run: Run, layer: int, query: tuple[int, int]) -> tuple[int, int]:

@@ -20,11 +20,14 @@ from typing import Annotated
 
 import typer
 
+from ditscope.cli.compare import compare
 from ditscope.cli.console import print_error
 from ditscope.cli.convert import convert
 from ditscope.cli.demo import demo
+from ditscope.cli.diagnose import diagnose
 from ditscope.cli.info import info
 from ditscope.cli.models import models
+from ditscope.cli.plot import plot
 from ditscope.cli.sample import sample
 from ditscope.cli.sample_ddp import sample_ddp
 from ditscope.cli.train import train
@@ -82,7 +85,7 @@ def ditscope(
     """Build, train and run Diffusion Transformers, and see what they attend to."""
 
 
-for command in (demo, sample, sample_ddp, train, models, convert, info):
+for command in (demo, sample, sample_ddp, train, models, convert, info, compare, diagnose, plot):
     app.command(command.__name__.replace("_", "-"))(command)
 
 

@@ -24,12 +24,17 @@ DPI = 144
 
 ATTENTION_COLOURS = "magma"
 STATISTIC_COLOURS = "viridis"
+DIFFERENCE_COLOURS = "PuOr_r"
+LINE_COLOUR = "#31688e"
 INK, MUTED, FAINT = "#1b1c1e", "#5a5f66", "#c9cdd2"
 CHOSEN, EDGE = "#4fe3ff", "#10222b"
 NO_DATA, NO_DATA_HATCH = "#eceef0", "////"
 
 TITLE, SUBTITLE, PANEL_TITLE, NOTE = 15.0, 10.5, 10.0, 8.5
 """Text sizes in points."""
+
+FORMATS = {"png": ("Software",), "svg": ("Date",), "pdf": ("CreationDate",)}
+"""File formats, and what must not be written into them: it would differ each time."""
 
 FONT = "DejaVu Sans"
 """Ships with matplotlib: the same letters on every machine."""
@@ -53,6 +58,7 @@ RC = {
     "ytick.labelsize": NOTE,
     "hatch.color": "#9aa0a6",
     "hatch.linewidth": 0.8,
+    "svg.hashsalt": "ditscope",  # the same figure gives the same bytes
 }
 
 themed = style.context(RC, after_reset=True)
@@ -63,27 +69,37 @@ class Plot(Figure):
     """A matplotlib figure that shows itself in a notebook, with no pyplot and no backend set up."""
 
     def _repr_png_(self) -> bytes:
-        return _png(self)
+        return _bytes(self, "png", DPI)
 
 
-def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    """Write `figure` as PNG to `path`, whole or not at all; the same figure gives the same bytes.
+def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: int = DPI) -> Path:
+    """Write `figure` to `path`, whole or not at all; the same figure gives the same bytes.
+
+    Args:
+        figure: what to save.
+        path: a name ending in .png, .svg or .pdf, which says the format.
+        dpi: dots per inch of a PNG.
 
     Raises:
-        BadRequest: the name does not end in .png.
+        BadRequest: another ending.
         ResourceError: the folder is missing or cannot be written.
     """
-    target = Path(path)
-    if target.suffix.lower() != ".png":
-        raise BadRequest(
-            "figures are saved as PNG here",
-            file=target,
-            expected="a name ending in .png",
-            fix="For PDF or SVG: figure.savefig(path).",
-        )
-    data = _png(figure)
+    target = checked_target(path)
+    data = _bytes(figure, target.suffix.lower()[1:], dpi)
     with new_file(target) as part:
         part.write_bytes(data)
+    return target
+
+
+def checked_target(path: str | os.PathLike[str]) -> Path:
+    """The file to save to; BadRequest if its name does not end in a format that we write."""
+    target = Path(path)
+    if target.suffix.lower()[1:] not in FORMATS:
+        raise BadRequest(
+            "figures are not saved in this format",
+            file=target,
+            expected="a name ending in .png, .svg or .pdf",
+        )
     return target
 
 
@@ -96,9 +112,9 @@ def printable(text: object, limit: int = MAX_FOREIGN_TEXT) -> str:
 
 
 @themed
-def _png(figure: Figure) -> bytes:
+def _bytes(figure: Figure, kind: str, dpi: int) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    figure.savefig(buffer, format=kind, dpi=dpi, metadata=dict.fromkeys(FORMATS[kind]))
     return buffer.getvalue()
 
 

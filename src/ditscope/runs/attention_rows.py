@@ -53,6 +53,24 @@ def rows(operands: Operands, heads: slice, query: int) -> tuple[NDArray[np.float
     return found, error
 
 
+def maps(operands: Operands, queries: NDArray[np.intp]) -> NDArray[np.float32]:
+    """Where each of `queries` looks, in every head: (head, query, key), rows that sum to one.
+
+    Raises:
+        BadRun: a row does not sum to one within 1e-3: the parts do not belong together.
+    """
+    q, lse = operands.q[:, queries], operands.lse[:, queries, None]
+    with np.errstate(all="ignore"):  # damaged numbers show in the sums
+        found = np.exp(operands.scale * (q @ operands.k.swapaxes(-1, -2)) - lse)
+        error = float(np.abs(found.sum(axis=-1, dtype=np.float64) - 1).max())
+    if not error <= ROW_SUM_TOLERANCE:
+        raise BadRun(
+            f"attention sums to 1 with an error of {error:.1e}; its Q, K and log-sum-exp "
+            f"({operands.source}) do not belong together"
+        )
+    return found
+
+
 def columns(operands: Operands, heads: slice, key: int) -> NDArray[np.float32]:
     """Who looks at `key`: the share of each query's attention that it receives, (head, query)."""
     k = operands.k[heads, key, :, None]

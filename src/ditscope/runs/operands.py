@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from ditscope.core.axes import Branch
 from ditscope.runs.attention_rows import Operands
@@ -14,8 +14,11 @@ from ditscope.runs.layout import Layout
 
 CACHE_BYTES = 256 * 2**20
 
-Load = Callable[[int, Branch, int, int], Operands]
-"""Step, branch, sample and layer to operands."""
+Place = tuple[int, Branch, int, int]
+"""Step, branch, sample and layer of one attention call."""
+
+Load = Callable[[int, Branch, int, int], Mapping[Place, Operands]]
+"""A place to its operands, and to those of others that come with them."""
 
 
 class OperandsCache:
@@ -23,7 +26,7 @@ class OperandsCache:
 
     def __init__(self, load: Load) -> None:
         self._load = load
-        self._kept: OrderedDict[tuple[int, Branch, int, int], Operands] = OrderedDict()
+        self._kept: OrderedDict[Place, Operands] = OrderedDict()
         self._lock = threading.Lock()  # also keeps two threads from replaying the same step
 
     def get(self, step: int, branch: Branch, sample: int, layer: int) -> Operands:
@@ -31,7 +34,8 @@ class OperandsCache:
         place = (step, branch, sample, layer)
         with self._lock:
             if place not in self._kept:
-                self._kept[place] = self._load(*place)
+                self._kept.update(self._load(*place))
+                self._kept.move_to_end(place)
                 while len(self._kept) > 1 and self._nbytes() > CACHE_BYTES:
                     self._kept.popitem(last=False)
             self._kept.move_to_end(place)
@@ -43,24 +47,35 @@ class OperandsCache:
 
 def stored(
     files: RunFiles, layout: Layout, step: int, branch: Branch, sample: int, layer: int
-) -> Operands:
+) -> dict[Place, Operands]:
     """The operands of a call whose Q and K were kept, from three reads. Raises BadRun.
 
-    If the run was edited, they are those of the edited call.
+    If the run was edited, they are those of the edited call. What else stands in the same chunks,
+    other samples and the other branch, is returned with it: whoever looks at many maps would decode
+    the chunks again for each.
     """
-    manifest, branch_index = layout.manifest, layout.branches.index(branch)
-    parts = {}
+    manifest, parts = layout.manifest, {}
+    together = range(len(manifest.labels))
     for name, spec in layout.qk.items():
-        group, inside = divmod(sample, spec.samples_per_chunk)
+        group = sample // spec.samples_per_chunk
+        together = [other for other in together if other // spec.samples_per_chunk == group]
         position = {"step": manifest.qk_steps.index(step), "layer": layer, "sample": group}
         (file,) = spec.chunk_files(**position)
-        # (step, branch, sample, layer, head, ...)
-        parts[name] = files.chunk(spec, file)[0, branch_index, inside, 0]
+        # (step, branch, sample, layer, head, ...) to (sample, branch, head, ...)
+        parts[name] = files.chunk(spec, file)[0, :, :, 0].swapaxes(0, 1)
     numbers = manifest.qk_dtype or "float32"
-    return Operands(
-        q=widen(parts["q"], numbers),
-        k=widen(parts["k"], numbers),
-        lse=widen(parts["lse"], "float32"),
-        scale=(manifest.steps[step].scales or manifest.scales)[layer],
-        source="stored",
-    )
+    found = {}
+    for other in together:
+        q, k, lse = (
+            parts[name][other % layout.qk[name].samples_per_chunk] for name in ("q", "k", "lse")
+        )
+        for index, evaluated in enumerate(layout.branches):
+            if evaluated in manifest.steps[step].branches:
+                found[step, evaluated, other, layer] = Operands(
+                    q=widen(q[index], numbers),
+                    k=widen(k[index], numbers),
+                    lse=widen(lse[index], "float32"),
+                    scale=(manifest.steps[step].scales or manifest.scales)[layer],
+                    source="stored",
+                )
+    return found

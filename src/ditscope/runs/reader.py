@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from ditscope.core.sites import Site
 from ditscope.errors import BadRequest, BadRun, foreign, listed
 from ditscope.runs import invariants
 from ditscope.runs.arrays import check_array, check_group
-from ditscope.runs.attention_rows import Operands, columns, rows
+from ditscope.runs.attention_rows import Operands, columns, maps, rows
 from ditscope.runs.files import RunFiles, read_regular
 from ditscope.runs.layout import (
     COMPLETE,
@@ -32,7 +32,7 @@ from ditscope.runs.layout import (
     layout_of,
     seal_of,
 )
-from ditscope.runs.operands import OperandsCache, stored
+from ditscope.runs.operands import OperandsCache, Place, stored
 from ditscope.runs.replay import replay
 from ditscope.runs.target import interrupted_swap, parts_folder
 
@@ -173,16 +173,33 @@ class Run:
         place = {**call.place, KEY: key, "long_name": "share of each patch's attention received"}
         return _on_grid(found.mean(axis=0), call.site, QUERY, place)
 
+    def maps(
+        self,
+        layer: int | str,
+        step: int,
+        queries: Sequence[int] | NDArray[np.intp],
+        sample: int = 0,
+        branch: Branch = "cond",
+    ) -> NDArray[np.float32]:
+        """Where several tokens look, in all heads at once: (head, query, key), rows sum to 1.
+
+        As `attention`, for work on many rows; `queries` are indices of tokens. Errors as there.
+        """
+        call = self._call(layer, "mean", step, sample, branch)
+        tokens = np.array([_index(QUERY, token, call.site.queries) for token in queries], np.intp)
+        return maps(call.operands, tokens)
+
     def verify(self) -> Verification:
         """Hash every file and check every number; what is wrong is listed, not raised."""
         from ditscope.runs.verify import verify
 
         return verify(self.files, self.layout, ended=self.has_images)
 
-    def _load(self, step: int, branch: Branch, sample: int, layer: int) -> Operands:
+    def _load(self, step: int, branch: Branch, sample: int, layer: int) -> Mapping[Place, Operands]:
         if step in self.manifest.qk_steps:
             return stored(self.files, self.layout, step, branch, sample, layer)
-        return replay(self, step=step, branch=branch, sample=sample, layer=layer)
+        again = replay(self, step=step, branch=branch, sample=sample, layer=layer)
+        return {(step, branch, sample, layer): again}
 
     def _call(self, layer: int | str, head: Head, step: int, sample: int, branch: Branch) -> _Call:
         """One attention call of one sample, its arguments checked against what the run holds."""

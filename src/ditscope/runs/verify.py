@@ -138,7 +138,8 @@ def _in_bounds(
 
 
 def _sums_to_one(files: RunFiles, layout: Layout, place: _Place) -> Iterator[str]:
-    operands = stored(files, layout, place.step, place.branch, place.sample, place.layer)
+    call = (place.step, place.branch, place.sample, place.layer)
+    operands = stored(files, layout, *call)[call]
     try:
         rows(operands, slice(place.head, place.head + 1), place.query)
     except BadRun as error:

@@ -1,0 +1,103 @@
+"""What a rule is, and what it reports."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from ditscope.core.axes import Branch
+from ditscope.errors import foreign
+from ditscope.runs.reader import Run
+
+Severity = Literal["error", "warning"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning")
+"""Worst first. An error is a defect whatever the model; a warning may be how this model is."""
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """From where on a measurement is a finding, and where that number comes from."""
+
+    side: Literal["at least", "at most"]
+    value: float
+    unit: str
+    origin: str
+
+    def words(self) -> str:
+        """`at least 0.97 of log N`."""
+        return f"{self.side} {self.value:g} {self.unit}".rstrip()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong: coordinates, the evidence in numbers, and what to try.
+
+    A coordinate that is None means all there are. `low` and `high` are the 95 % interval of
+    `measured` over samples, None where there is none.
+    """
+
+    rule: str
+    severity: Severity
+    message: str
+    measured: float
+    threshold: Threshold
+    advice: str
+    command: str
+    evidence: str  # the command that draws it
+    layer: int | None = None
+    heads: tuple[int, ...] | None = None
+    steps: tuple[int, int] | None = None  # first and last
+    branch: Branch | None = None
+    low: float | None = None
+    high: float | None = None
+
+    def place(self) -> str:
+        """Where it is, in words."""
+        parts = []
+        if self.layer is not None:
+            parts.append(f"layer {self.layer}")
+        if self.heads is not None:
+            parts.append(f"head{'s' * (len(self.heads) > 1)} {', '.join(map(str, self.heads))}")
+        if self.steps is not None:
+            first, last = self.steps
+            parts.append(f"step {first}" if first == last else f"steps {first} to {last}")
+        if self.branch is not None:
+            parts.append(self.branch)
+        return ", ".join(parts) or "the whole run"
+
+    def to_dict(self) -> dict[str, object]:
+        """As plain data; a number that is not finite is None."""
+        measured = self.measured if math.isfinite(self.measured) else None
+        return {**asdict(self), "measured": measured, "place": self.place()}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A question that is asked of a run. `check` raises BadRequest if the run cannot answer it."""
+
+    name: str
+    question: str
+    measurement: str
+    threshold: Threshold
+    check: Callable[[Run], list[Finding]]
+
+
+def sample_again(run: Run, *changes: str) -> str:
+    """The command that draws the same pictures again with these options added."""
+    manifest = run.manifest
+    classes = dict.fromkeys(label.name for label in manifest.labels)
+    words = ["ditscope", "sample", "--model", manifest.model.source]
+    for name in classes:
+        words += ["--class", name]
+    words += ["--num-samples", str(len(manifest.labels)), "--steps", str(manifest.sampler.steps)]
+    words += ["--cfg-scale", f"{manifest.guidance.scale:g}", "--seed", str(manifest.seed)]
+    return foreign(shlex.join([*words, "--attention-debug", *changes]), 1000)
+
+
+def draw(run: Run, kind: str, *options: str) -> str:
+    """The command that draws a plot of the run."""
+    words = ["ditscope", "plot", kind, str(run.path), "-o", f"{kind}.png", *options]
+    return foreign(shlex.join(words), 1000)

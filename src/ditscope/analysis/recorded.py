@@ -1,0 +1,142 @@
+"""What a run recorded, checked and as one array: the input of every analysis of statistics.
+
+A tier that the run lacks is an error that names the option of `ditscope sample` that records it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy
+import xarray
+
+from ditscope.analysis.place import checked_index
+from ditscope.core.axes import STATISTIC_AXES, Branch
+from ditscope.core.sites import Site
+from ditscope.core.statistics import STATISTICS
+from ditscope.errors import BadRequest, foreign, listed
+from ditscope.runs.reader import Run
+
+METRIC = "metric"
+EVEN_METRICS = ("entropy", "rms_distance", "received_max")
+"""Statistics with a known value for even attention, see `even_value`."""
+RECORD_STATISTICS = "Record them: ditscope sample --attention-debug"
+RECORD_MAPS = "Record them: ditscope sample --attention-debug --qk-steps 5"
+RECORD_BRANCHES = "Record it: ditscope sample --attention-debug --cfg-scale 4"
+
+
+def metric_names(run: Run) -> list[str]:
+    """The statistics per head that the run recorded; BadRequest if it recorded none."""
+    names = [str(name) for name, array in run.stats.items() if array.dims == STATISTIC_AXES]
+    if not names:
+        raise BadRequest("this run recorded no statistics", field=METRIC, fix=RECORD_STATISTICS)
+    return names
+
+
+def recorded(
+    run: Run,
+    *,
+    metrics: Sequence[str] | None = None,
+    layers: Iterable[int] | None = None,
+    branch: Branch = "cond",
+) -> xarray.DataArray:
+    """Statistics of the steps that evaluated `branch`: (metric, step, sample, layer, head) float64.
+
+    NaN where a layer has fewer heads, or a statistic is undefined. Coordinates as in `run.stats`,
+    and the `unit` of each metric.
+
+    Args:
+        run: a recorded run.
+        metrics: names of statistics; None: all that the run recorded.
+        layers: which layers, in any order; None: all.
+        branch: half of classifier-free guidance.
+
+    Raises:
+        BadRequest: no statistics, or a metric, layer or branch that is not in the run.
+    """
+    names = metric_names(run)
+    chosen = names if metrics is None else list(metrics)
+    for name in chosen:
+        if name not in names:
+            raise BadRequest(
+                f"{foreign(repr(name))} is not in this run",
+                field=METRIC,
+                expected=f"one of {listed(names)}",
+            )
+    steps = branch_steps(run, branch)
+    found = run.stats[chosen].sel(branch=branch, step=steps).to_dataarray(METRIC)
+    if layers is not None:
+        found = found.sel(layer=chosen_layers(run, layers))
+    found = found.transpose(METRIC, "step", "sample", "layer", "head").astype("float64")
+    return found.drop_vars("branch").assign_coords(
+        unit=(METRIC, [unit_of(name) for name in chosen])
+    )
+
+
+def branch_steps(run: Run, branch: Branch) -> list[int]:
+    """Steps that evaluated `branch`; BadRequest if none did."""
+    steps = [record.index for record in run.steps if branch in record.branches]
+    if not steps:
+        evaluated = sorted({name for record in run.steps for name in record.branches})
+        raise BadRequest(
+            f"{foreign(repr(branch))} is not in this run",
+            field="branch",
+            expected=f"one of {listed(evaluated)}",
+            fix=RECORD_BRANCHES if branch == "uncond" else None,
+        )
+    return steps
+
+
+def chosen_layers(run: Run, layers: Iterable[int]) -> list[int]:
+    """Layer numbers, at least one and each in the run, else BadRequest."""
+    found = [checked_index("layer", layer, len(run.manifest.sites)) for layer in layers]
+    if not found:
+        raise BadRequest("no layer is named", field="layers", expected="a list of integers")
+    return found
+
+
+def map_steps(run: Run, branch: Branch = "cond") -> list[int]:
+    """Steps of a branch whose Q and K are stored; BadRequest with what to record if none are."""
+    steps = [step for step in branch_steps(run, branch) if step in run.manifest.qk_steps]
+    if not steps:
+        raise BadRequest(
+            "this run stored no Q and K, from which attention maps are made",
+            field="step",
+            fix=RECORD_MAPS,
+        )
+    return steps
+
+
+def unit_of(metric: str) -> str:
+    """Unit of a statistic: "nats", "patches", or "1" for a number without one."""
+    return STATISTICS[metric].unit if metric in STATISTICS else "1"
+
+
+def even_value(metric: str, site: Site) -> float:
+    """What even attention (every key gets the same) would have, a unit for sites of any size.
+
+    Entropy: log N. RMS distance over a grid of h x w: sqrt((h^2 - 1 + w^2 - 1) / 6) patches, the
+    root mean square distance of two patches drawn at random. Received maximum: 1 / N. NaN for any
+    other statistic, for a distance without a grid, and where it would be zero.
+    """
+    if metric == "entropy":
+        value = math.log(site.keys)
+    elif metric == "received_max":
+        value = 1 / site.keys
+    elif metric == "rms_distance" and site.grid is not None:
+        value = math.sqrt((site.grid.height**2 + site.grid.width**2 - 2) / 6)
+    else:
+        value = 0.0
+    return value or math.nan
+
+
+def relative_to_even(run: Run, values: xarray.DataArray) -> xarray.DataArray:
+    """`values` (metric, ..., layer, ...) in units of even attention (see `even_value`)."""
+    even = [
+        [even_value(metric, run.manifest.sites[layer]) for layer in values["layer"].values.tolist()]
+        for metric in values[METRIC].values.tolist()
+    ]
+    scale = xarray.DataArray(numpy.array(even), dims=(METRIC, "layer"))
+    units = ["of even attention"] * values.sizes[METRIC]
+    return (values / scale).transpose(*values.dims).assign_coords(unit=(METRIC, units))
