@@ -41,21 +41,20 @@ def train(
     )
     if export is not None:
         check_export(config, out, export, overwrite)
-    training = Training(config, out)
-    for problem in training.damaged:
-        messages().print(f"warning: skipped {problem}")
-    if training.step:
-        messages().print(f"going on at step {training.step}")
     last: list[Progress] = []
-    with progress() as bar:
-        task = bar.add_task("training", total=config.steps, completed=training.step)
+    with Training(config, out) as training:
+        for problem in training.damaged:
+            messages().print(f"warning: skipped {problem}")
+        if training.step:
+            messages().print(f"going on at step {training.step}")
+        with progress() as bar:
+            task = bar.add_task("training", total=config.steps, completed=training.step)
 
-        def report(line: Progress) -> None:
-            last[:] = [line]
-            words = f"{line.stage} loss {line.loss:.4f}, {line.pictures_per_second:.0f} pictures/s"
-            bar.update(task, completed=line.step, description=words)
+            def report(line: Progress) -> None:
+                last[:] = [line]
+                bar.update(task, completed=line.step, description=described(line))
 
-        training.run(report)
+            training.run(report, tell=lambda text: messages().print(f"warning: {text}"))
     if export is not None:
         write_pipeline(out, export, overwrite=overwrite)
     if json:
@@ -64,3 +63,9 @@ def train(
     results().print(f"training  {out}  (step {training.step}, {training.pictures:,} pictures)")
     if export is not None:
         results().print(f"pipeline  {export}\nnext      ditscope sample --model {export}")
+
+
+def described(line: Progress) -> str:
+    """One report in a few words."""
+    loss = "no loss" if line.loss is None else f"loss {line.loss:.4f}"
+    return f"{line.stage} {loss}, {line.pictures_per_second:.0f} pictures/s"

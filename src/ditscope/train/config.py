@@ -16,8 +16,7 @@ Process = Annotated[DDPMProcess | FlowProcess, Field(discriminator="kind")]
 class TrainConfig(BaseModel):
     """Everything that decides the weights, bit for bit on one kind of machine.
 
-    `steps`, `decay_steps` and the intervals may be changed when a training is resumed; nothing
-    else may.
+    What `RESUMABLE_CHANGES` names may be changed when a training is resumed; nothing else may.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -43,6 +42,7 @@ class TrainConfig(BaseModel):
     level_mean: float = 0.0  # logit-normal noise levels of a flow
     level_std: float = Field(default=1.0, gt=0)
 
+    max_skipped: NonNegativeInt = 0  # steps that may be left out because of NaN or Inf
     log_every: PositiveInt = 20
     save_every: PositiveInt = 500
 
@@ -65,4 +65,4 @@ class TrainConfig(BaseModel):
         return rise * fall
 
 
-RESUMABLE_CHANGES = frozenset({"steps", "decay_steps", "log_every", "save_every"})
+RESUMABLE_CHANGES = frozenset({"steps", "decay_steps", "log_every", "save_every", "max_skipped"})
