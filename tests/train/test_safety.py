@@ -15,13 +15,14 @@ import pytest
 import torch
 
 from ditscope.core import atomic
-from ditscope.data.scenes import EmojiScenes
 from ditscope.errors import BadCheckpoint, BadConfig, NumericalError, ResourceError
 from ditscope.model.weights import save_weights
 from ditscope.train import checkpoint as checkpoint_module
 from ditscope.train.batches import Batch, batch
 from ditscope.train.checkpoint import checkpoints, load_checkpoint, newest_checkpoint
+from ditscope.train.config import TrainConfig
 from ditscope.train.loop import Training
+from ditscope.train.sources import Source
 from tests.train.tiny import config, run, same
 
 ROOT = Path(__file__).parents[2]
@@ -229,8 +230,8 @@ def test_a_disk_that_stays_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def poisoned(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
     """One pixel of one picture of these steps is NaN."""
 
-    def bad(settings, scenes: EmojiScenes, step: int) -> Batch:
-        made = batch(settings, scenes, step)
+    def bad(settings: TrainConfig, source: Source, step: int) -> Batch:
+        made = batch(settings, source, step)
         if step in steps:
             made.x0[3, 0, 0, 0] = float("nan")
         return made

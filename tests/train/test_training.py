@@ -18,7 +18,7 @@ from ditscope.train.coarse import coarse_model, refine
 from ditscope.train.export import check_export, export
 from ditscope.train.loop import Training
 from ditscope.train.objective import NoisyBatch, flow_losses
-from ditscope.train.recipe import read_recipe
+from ditscope.train.sources import EmojiSource
 from tests.train.tiny import config, run, same
 
 
@@ -113,31 +113,10 @@ def test_export_needs_a_fine_checkpoint(tmp_path: Path) -> None:
         export(tmp_path / "empty", tmp_path / "pipeline")
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        (b"learing_rate = 1", "learning_rate"),
-        (b"learning_rate = nan", "learning_rate"),
-        (b"steps = '8'", "steps"),
-        (b"batch_size = 0", "batch_size"),
-        (b"coarse_steps = 100000", "coarse_steps"),
-        (b"_target_ = 'os.system'", "_target_"),
-        (b"a = [" + b"[" * 100_000, "recipe.toml"),
-        (b"\xff\xfe", "UTF-8"),
-        (b"when = 2020-01-01", "when"),
-    ],
-)
-def test_bad_recipes(tmp_path: Path, text: bytes, words: str) -> None:
-    file = tmp_path / "recipe.toml"
-    file.write_bytes(text + b"\n[model]\nhidden_size = 32\nnum_heads = 2\n[process]\nkind='ddpm'\n")
-    with pytest.raises(BadConfig, match=words):
-        read_recipe(file, {})
-
-
 def test_pictures_of_a_step_do_not_depend_on_history() -> None:
     settings = config()
-    first = batch(settings, EmojiScenes(seed=0, size=16), 5)
-    again = batch(settings, EmojiScenes(seed=0, size=16), 5)
+    first = batch(settings, EmojiSource(settings), 5)
+    again = batch(settings, EmojiSource(settings), 5)
     assert torch.equal(first.x0, again.x0)
     assert first.x0.abs().max() <= 1
     assert len(np.unique(first.y.numpy())) > 1

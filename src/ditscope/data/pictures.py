@@ -94,7 +94,7 @@ class PictureFolder:
         if len(self.bad) > self.max_bad:
             first = [f"{file.name} ({why})" for file, why in list(self.bad.items())[:3]]
             raise BadDataset(
-                f"{len(self.bad)} files cannot be read: {listed(first)}",
+                f"files that cannot be read: {len(self.bad)}, such as {listed(first)}",
                 file=self.folder,
                 expected=f"at most {self.max_bad}",
                 fix="remove them, or allow more with max_bad_pictures",

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ditscope.data.scenes import EmojiScenes
 from ditscope.train.config import TrainConfig
+from ditscope.train.sources import Source
 
 
 @dataclass(frozen=True)
@@ -27,22 +27,21 @@ class Batch:
     y: Tensor  # (B,) int64 labels
 
 
-def batch(config: TrainConfig, scenes: EmojiScenes, step: int) -> Batch:
+def batch(config: TrainConfig, source: Source, step: int) -> Batch:
     """The batch of one step, on the CPU."""
     pictures = range(step * config.batch_size, (step + 1) * config.batch_size)
-    images, labels, _ = scenes.batch(pictures)
+    images, labels = source.batch(pictures)
     pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
     x0 = pixels.float().div_(127.5).sub_(1)
     return Batch(step, pictures, x0, torch.from_numpy(labels))
 
 
-def batches(config: TrainConfig, start: int) -> Iterator[Batch]:
+def batches(config: TrainConfig, source: Source, start: int) -> Iterator[Batch]:
     """The batches from step `start` to the last."""
-    scenes = EmojiScenes(seed=config.seed, size=config.model.input_height)
     with ThreadPoolExecutor(max_workers=1) as ahead:
-        following = ahead.submit(batch, config, scenes, start)
+        following = ahead.submit(batch, config, source, start)
         for step in range(start, config.steps):
             made = following.result()
             if step + 1 < config.steps:
-                following = ahead.submit(batch, config, scenes, step + 1)
+                following = ahead.submit(batch, config, source, step + 1)
             yield made

@@ -18,7 +18,7 @@ from pathlib import Path
 from ditscope.core.atomic import UNFINISHED, new_file
 from ditscope.core.lock import release_lock, take_lock
 from ditscope.core.strict_json import read, validated
-from ditscope.errors import BadConfig, ResourceError
+from ditscope.errors import BadConfig, BadDataset, ResourceError
 from ditscope.train.config import RESUMABLE_CHANGES, TrainConfig
 
 CONFIG, LOG, LOCK = "config.json", "log.jsonl", "lock"
@@ -37,6 +37,7 @@ class TrainingFolder:
             ResourceError: another process trains in it (with its number), it holds other files, or
                 it cannot be written.
             BadConfig: it holds a training with other settings; names the first that differs.
+            BadDataset: the files of the data are not those the training began with.
         """
         self.path = path
         self._make()
@@ -95,12 +96,19 @@ class TrainingFolder:
         if path.exists():
             theirs = validated(TrainConfig, read(path), file=path).model_dump(mode="json")
             for key in sorted(mine.keys() - RESUMABLE_CHANGES):
-                if mine[key] != theirs[key]:
-                    raise BadConfig(
-                        f"this training has {theirs[key]}, you asked for {mine[key]}",
-                        file=path,
-                        field=key,
-                        fix="choose another folder, or the same settings",
+                if mine[key] == theirs[key]:
+                    continue
+                if key == "data_digest":
+                    raise BadDataset(
+                        "files came, went or changed their size since the training began",
+                        file=config.data,
+                        fix="put them back, or begin anew in another folder",
                     )
+                raise BadConfig(
+                    f"this training has {theirs[key]}, you asked for {mine[key]}",
+                    file=path,
+                    field=key,
+                    fix="choose another folder, or the same settings",
+                )
         with new_file(path) as beside:
             beside.write_text(json.dumps(mine, indent=1))

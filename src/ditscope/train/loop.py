@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from types import TracebackType
 from typing import Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ditscope.core.atomic import new_file
 from ditscope.diffusion.noise import sample_seed
@@ -32,6 +33,7 @@ from ditscope.train.journal import Journal, Progress
 from ditscope.train.nonfinite import NonFinite, explain
 from ditscope.train.objective import NoisyBatch, Objective
 from ditscope.train.optimizer import load_state_tensors, optimizers, set_rate, state_tensors
+from ditscope.train.sources import data_source
 from ditscope.train.stopping import StopRequest
 from ditscope.train.worker import Worker
 
@@ -57,11 +59,13 @@ class Training:
 
         Raises:
             ResourceError, BadConfig: as `TrainingFolder`.
+            BadDataset, BadConfig: as `data_source`.
             BadCheckpoint: there are checkpoints, but none is whole.
         """
         self.config = config
         self.step, self.pictures, self.skipped = 0, 0, 0
         self._losses: tuple[float, ...] = ()
+        self.source = data_source(config)
         self.folder = TrainingFolder(folder, config)
         try:
             torch.manual_seed(config.seed)
@@ -105,7 +109,7 @@ class Training:
         journal = Journal(self.folder.log, self.step, self._losses)
         try:
             with StopRequest(lambda: self.step != self._saved) as stop:
-                for batch in batches(self.config, self.step):
+                for batch in batches(self.config, self.source, self.step):
                     self._take(batch, journal, report, tell)
                     if stop.noted:
                         break
@@ -160,6 +164,9 @@ class Training:
         if self.coarse and batch.step == self.config.coarse_steps:
             self._refine()
         loss, norm, problem = self._advance(batch)
+        for file, why in self.source.newly_bad():
+            journal.note(batch.step, "unreadable picture", file=file, problem=why)
+            tell(f"left out {file}: {why}")
         if problem is None:
             journal.add(loss, len(batch.pictures))
         else:
@@ -176,17 +183,21 @@ class Training:
         torch.manual_seed(sample_seed(self.config.seed, batch.step))
         set_rate(self.optimizers, self.config, batch.step)
         noisy = self.objective.draw(batch.x0, batch.y)
-        loss = self.objective.losses(self.worker, noisy).mean()
-        loss.backward()
-        self.worker.hand_gradients_to(self.model)
+        loss = self._gradients(noisy)
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        norm = nn.utils.clip_grad_norm_(trained, self.config.clip_norm)
+        norm = nn.utils.clip_grad_norm_(trained, self.config.clip_norm or math.inf)
         problem = None
         if torch.isfinite(loss + norm):
             for optimizer in self.optimizers.values():
                 optimizer.step()
             self.worker.follow(self.model)
-            update_ema(self.ema, self.model, batch.step, self.config.ema_decay)
+            update_ema(
+                self.ema,
+                self.model,
+                batch.step,
+                self.config.ema_decay,
+                ramp=self.config.ema_ramp,
+            )
             self.pictures += len(batch.pictures)
             self.step = batch.step + 1
         else:
@@ -194,6 +205,18 @@ class Training:
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()
         return loss.item(), norm.item(), problem
+
+    def _gradients(self, noisy: NoisyBatch) -> Tensor:
+        """The mean loss of a batch; its gradients are in the weights, part by part."""
+        rows = self.config.batch_size // self.config.accumulate
+        total = torch.zeros(())
+        for first in range(0, self.config.batch_size, rows):
+            part = noisy.rows(first, first + rows)
+            loss = self.objective.losses(self.worker, part).mean() * (rows / self.config.batch_size)
+            loss.backward()
+            self.worker.hand_gradients_to(self.model)
+            total += loss.detach()
+        return total
 
     def _explained(self, batch: Batch, noisy: NoisyBatch, loss: float, norm: float) -> NonFinite:
         return explain(
@@ -226,6 +249,7 @@ class Training:
 
     def _set_networks(self, model: DiT) -> None:
         self.model = model.eval()  # labels are dropped by the objective, nothing else is random
+        self.model.grad_checkpoint = self.config.grad_checkpoint
         self.worker = Worker(model, self.config.precision)
         self.ema = DiT(model.config).eval().requires_grad_(False)
         self.ema.load_state_dict(model.state_dict())

@@ -67,10 +67,16 @@ class Objective:
         return _ddpm_losses(self.tables, network, batch)
 
     def _levels(self, rows: int) -> Tensor:
-        process = self.config.process
+        """Noise levels in (0, 1) of a flow, or timestep indices of a DDPM: (rows,)."""
+        config, process = self.config, self.config.process
+        if config.sampling == "uniform":
+            if isinstance(process, FlowProcess):
+                return torch.rand(rows)
+            return torch.randint(process.num_timesteps, (rows,))
+        levels = torch.sigmoid(config.level_mean + config.level_std * torch.randn(rows))
         if isinstance(process, FlowProcess):
-            return torch.sigmoid(self.config.level_mean + self.config.level_std * torch.randn(rows))
-        return torch.randint(process.num_timesteps, (rows,))
+            return levels
+        return (levels * process.num_timesteps).long().clamp_max(process.num_timesteps - 1)
 
 
 def flow_losses(process: FlowProcess, network: Network, batch: NoisyBatch) -> Tensor:
