@@ -120,4 +120,5 @@ def train(
 def described(line: Progress) -> str:
     """One report in a few words."""
     loss = "no loss" if line.loss is None else f"loss {line.loss:.4f}"
-    return f"{line.stage} {loss}, {line.pictures_per_second:.0f} pictures/s"
+    speed = f"{line.pictures_per_second:.0f} pictures/s"
+    return f"{line.stage} {loss}, {speed}, {line.peak_memory_gib:.1f} GiB"

@@ -55,6 +55,8 @@ class TrainConfig(BaseModel):
     max_skipped: NonNegativeInt = 0  # steps that may be left out because of NaN or Inf
     log_every: PositiveInt = 20
     save_every: PositiveInt = 500
+    preview_every: NonNegativeInt = 0  # steps between pictures of the averaged weights; 0: never
+    health_every: NonNegativeInt = 0  # steps between looks at the attention; 0: never
 
     @model_validator(mode="after")
     def _parts_fit(self) -> TrainConfig:
@@ -100,5 +102,14 @@ class TrainConfig(BaseModel):
 
 
 RESUMABLE_CHANGES = frozenset(
-    {"steps", "decay_steps", "log_every", "save_every", "max_skipped", "max_bad_pictures"}
+    {
+        "steps",
+        "decay_steps",
+        "log_every",
+        "save_every",
+        "preview_every",
+        "health_every",
+        "max_skipped",
+        "max_bad_pictures",
+    }
 )

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +26,8 @@ class Progress:
     gradient_norm: float | None  # of the last step, before clipping; None if it was skipped
     pictures_per_second: float
     stage: str  # "coarse" or "fine"
+    learning_rate: float  # of the last step, AdamW's
+    peak_memory_gib: float  # most memory that the process has had so far
 
 
 class Journal:
@@ -52,11 +56,26 @@ class Journal:
         self.losses.append(loss)
         self._pictures += pictures
 
-    def report(self, step: int, pictures: int, gradient_norm: float | None, stage: str) -> Progress:
+    def report(
+        self,
+        step: int,
+        pictures: int,
+        *,
+        gradient_norm: float | None,
+        stage: str,
+        learning_rate: float,
+    ) -> Progress:
         """Write a line about the steps since the last one."""
-        rate = self._pictures / (time.perf_counter() - self._since)
-        mean = sum(self.losses) / len(self.losses) if self.losses else None
-        line = Progress(step, pictures, mean, gradient_norm, rate, stage)
+        line = Progress(
+            step=step,
+            pictures=pictures,
+            loss=sum(self.losses) / len(self.losses) if self.losses else None,
+            gradient_norm=gradient_norm,
+            pictures_per_second=self._pictures / (time.perf_counter() - self._since),
+            stage=stage,
+            learning_rate=learning_rate,
+            peak_memory_gib=round(peak_memory() / 2**30, 3),
+        )
         self._write(asdict(line))
         self.losses, self._pictures, self._since = [], 0, time.perf_counter()
         return line
@@ -71,6 +90,12 @@ class Journal:
             os.write(self._log, data)
         except OSError:
             return
+
+
+def peak_memory() -> int:
+    """Bytes of main memory that this process has had at most."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def _cut(path: Path, step: int) -> None:

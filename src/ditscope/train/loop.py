@@ -29,15 +29,20 @@ from ditscope.train.coarse import coarse_model, refine
 from ditscope.train.config import TrainConfig
 from ditscope.train.ema import update_ema
 from ditscope.train.folder import TrainingFolder
+from ditscope.train.health import attention_health
 from ditscope.train.journal import Journal, Progress
 from ditscope.train.nonfinite import NonFinite, explain
 from ditscope.train.objective import NoisyBatch, Objective
 from ditscope.train.optimizer import load_state_tensors, optimizers, set_rate, state_tensors
+from ditscope.train.preview import preview, write_preview
 from ditscope.train.sources import data_source
 from ditscope.train.stopping import StopRequest
 from ditscope.train.worker import Worker
 
-FAILURE = "failure.json"
+FAILURE, PREVIEWS = "failure.json", "previews"
+HEALTH_ROWS = 8
+"""Pictures that are enough to see how attention fares."""
+
 MOST_FAILED_SAVES = 3
 """A disk that is full may be emptied; after so many saves in a row that failed, we stop."""
 
@@ -175,8 +180,37 @@ class Training:
             journal.note(self.step, "skipped", problem=dataclasses.asdict(problem))
             tell(f"skipped: {problem}")
         if self.step % self.config.log_every == 0 or self.step == self.config.steps:
-            stage = "coarse" if self.coarse else "fine"
-            report(journal.report(self.step, self.pictures, None if problem else norm, stage))
+            report(
+                journal.report(
+                    self.step,
+                    self.pictures,
+                    gradient_norm=None if problem else norm,
+                    stage="coarse" if self.coarse else "fine",
+                    learning_rate=self.config.learning_rate * self.config.rate(batch.step),
+                )
+            )
+        if self._due(self.config.health_every):
+            layers = attention_health(self.model, lambda: self._look(batch))
+            journal.note(self.step, "attention", layers=[dataclasses.asdict(x) for x in layers])
+        if self._due(self.config.preview_every):
+            self._preview(tell)
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.step % every == 0
+
+    def _look(self, batch: Batch) -> None:
+        """A forward of the weights that learn, on some pictures of a batch and its own noise."""
+        torch.manual_seed(sample_seed(self.config.seed, batch.step))
+        noisy = self.objective.draw(batch.x0, batch.y)
+        self.objective.losses(self.model, noisy.rows(0, HEALTH_ROWS))
+
+    def _preview(self, tell: Callable[[str], None]) -> None:
+        """Pictures are not worth a training: what goes wrong is told."""
+        path = self.folder.path / PREVIEWS / f"{self.step:07d}.png"
+        try:
+            write_preview(path, preview(self.ema, self.config))
+        except (NumericalError, ResourceError) as reason:
+            tell(f"no preview at step {self.step}: {reason}")
 
     def _advance(self, batch: Batch) -> tuple[float, float, NonFinite | None]:
         """Loss and gradient norm of a step, taken unless they are not finite."""

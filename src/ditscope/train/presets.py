@@ -15,6 +15,8 @@ PRESETS: Mapping[str, Mapping[str, object]] = {
         "schedule": "cosine",
         "warmup_steps": 500,
         "batch_size": 64,
+        "preview_every": 1000,
+        "health_every": 500,
         "process": {"kind": "ddpm"},
     },
     # Peebles and Xie, arXiv:2212.09748: nothing but AdamW at one rate, in float32.
