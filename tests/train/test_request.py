@@ -24,6 +24,8 @@ def test_the_recipe_of_the_bundled_model_means_what_it_did() -> None:
         "labels": (),
         "flip": True,
         "max_bad_pictures": 100,
+        "init": None,
+        "init_digest": None,
         "seed": 0,
         "batch_size": 48,
         "steps": 2400,

@@ -25,6 +25,10 @@ def train(
     model: Annotated[
         str | None, typer.Option(metavar="VARIANT|TOML", help="E.g. DiT-S/4, or its fields.")
     ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL|TRAINING", help="Begin with these weights; classes may come."),
+    ] = None,
     preset: Annotated[
         str | None, typer.Option(help="article or dit-paper; without a recipe: article.")
     ] = None,
@@ -84,6 +88,7 @@ def train(
         model=model,
         image_size=image_size,
         heads=heads,
+        init=init,
         objective=objective,
         single={name: value for name, value in single.items() if value is not None},
         settings=set_ or (),

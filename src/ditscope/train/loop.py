@@ -36,6 +36,7 @@ from ditscope.train.objective import NoisyBatch, Objective
 from ditscope.train.optimizer import load_state_tensors, optimizers, set_rate, state_tensors
 from ditscope.train.preview import preview, write_preview
 from ditscope.train.sources import data_source
+from ditscope.train.start import begin
 from ditscope.train.stopping import StopRequest
 from ditscope.train.worker import Worker
 
@@ -65,7 +66,7 @@ class Training:
         Raises:
             ResourceError, BadConfig: as `TrainingFolder`.
             BadDataset, BadConfig: as `data_source`.
-            BadCheckpoint: there are checkpoints, but none is whole.
+            BadCheckpoint: there are checkpoints, but none is whole; or as `begin`.
         """
         self.config = config
         self.step, self.pictures, self.skipped = 0, 0, 0
@@ -308,6 +309,10 @@ class Training:
                     file=self.folder.path,
                     fix="choose another folder to start afresh",
                 )
+            if self.config.init is not None:
+                begin(self.model, self.config)
+                self.worker.follow(self.model)
+                self.ema.load_state_dict(self.model.state_dict())
             return damaged
         if self.coarse and checkpoint.step > self.config.coarse_steps:
             self.coarse = False

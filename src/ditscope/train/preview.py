@@ -36,7 +36,7 @@ def preview(model: DiT, config: TrainConfig) -> NDArray[np.uint8]:
     NumericalError if the weights draw NaN or Inf.
     """
     classes = config.model.num_classes
-    labels = torch.tensor([index * classes // PICTURES for index in range(PICTURES)])
+    wanted = torch.tensor([index * classes // PICTURES for index in range(PICTURES)])
     name, steps = ("euler", STEPS) if config.process.kind == "flow" else ("ddim", str(STEPS))
     plan = sampler.plan(config.process, name, steps, clip_denoised=True)
     draw = SampleNoise([sample_seed(config.seed, index) for index in range(PICTURES)])
@@ -44,14 +44,14 @@ def preview(model: DiT, config: TrainConfig) -> NDArray[np.uint8]:
     def network(
         x: Tensor,
         timestep: float,
-        y: Tensor,
+        labels: Tensor,
         evaluation: Evaluation,
         branches: tuple[Branch, ...],
     ) -> Tensor:
-        return model(x, torch.full((len(x),), timestep), y).float()
+        return model(x, torch.full((len(x),), timestep), labels).float()
 
     scale = GUIDANCE if config.model.class_dropout_prob > 0 else 1.0
-    denoise = guide(network, labels, config.model.null_label, scale)
+    denoise = guide(network, wanted, config.model.null_label, scale)
     shape = (
         PICTURES,
         config.model.in_channels,

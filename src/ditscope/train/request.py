@@ -1,7 +1,7 @@
 """From what a command says to a whole configuration.
 
-Later lines go before earlier ones: the preset, the recipe file, the options for data, model and
-objective, the options for single settings, `--set`.
+Later ones go before earlier ones: the preset, the weights to begin with, the recipe file, the
+options for data, model and objective, the options for single settings, `--set`.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from pathlib import Path
 from ditscope.core.strict_json import validated
 from ditscope.core.variants import variant
 from ditscope.data.pictures import PictureFolder
-from ditscope.data.scenes import EmojiScenes
 from ditscope.diffusion.ddpm import DDPMProcess
 from ditscope.diffusion.flow import FlowProcess
 from ditscope.errors import BadConfig, BadRequest, foreign
 from ditscope.model.config import DiTConfig
+from ditscope.pipeline import BUNDLED
 from ditscope.train.config import TrainConfig
 from ditscope.train.heads import choose_heads
 from ditscope.train.presets import DEFAULT, OBJECTIVES, PRESETS, named
 from ditscope.train.recipe import read_toml
 from ditscope.train.sources import EMOJI, EmojiSource
+from ditscope.train.start import Start, read_start
 
 IMAGE_SIZE = 64
 """Side of the pictures in pixels, unless said."""
@@ -44,6 +45,7 @@ class Request:
     image_size: str | None = None  # "64" or "48x64", height first
     heads: str | None = None  # a number or "auto"
     objective: str | None = None
+    init: str | None = None  # weights to begin with: a pipeline, or a training
     single: Mapping[str, object] = field(default_factory=dict)  # top-level fields
     settings: Sequence[str] = ()  # "learning_rate=2e-4", "model.depth=6"
 
@@ -56,8 +58,10 @@ def resolve(request: Request) -> tuple[TrainConfig, list[str]]:
             of the wrong type or out of range.
         BadRequest: an unknown preset, objective, variant or a malformed option.
         BadDataset: a folder that holds no data.
+        BadCheckpoint: weights to begin with that cannot be read.
     """
-    tree = _said(request)
+    start = None if request.init is None else read_start(request.init)
+    tree = _said(request, start)
     notes: list[str] = []
     model = _part(tree, "model")
     if not model:
@@ -75,7 +79,7 @@ def resolve(request: Request) -> tuple[TrainConfig, list[str]]:
     model.setdefault(
         "learn_sigma", process.get("kind") == "ddpm" and process.get("learn_sigma", True)
     )
-    distinct = _describe_data(tree, model)
+    distinct = _describe_data(tree, model, () if start is None else start.labels)
     if request.heads == "auto":
         width = validated(DiTConfig, {**model, "num_heads": 1}, field="model").hidden_size
         model["num_heads"], why = choose_heads(width, distinct)
@@ -88,10 +92,15 @@ def resolve(request: Request) -> tuple[TrainConfig, list[str]]:
     return validated(TrainConfig, tree, file=request.recipe), notes
 
 
-def _said(request: Request) -> Tree:
+def _said(request: Request, start: Start | None) -> Tree:
     """All layers put over each other; nothing is checked yet."""
     preset = request.preset or (None if request.recipe else DEFAULT)
     tree = named("preset", PRESETS, preset) if preset else {}
+    if start is not None:
+        network = start.model.model_dump(mode="json", exclude={"num_classes"})
+        tree |= {"model": network, "process": start.process, "init_digest": start.digest}
+        place = str(request.init)
+        tree["init"] = place if place in BUNDLED else str(Path(place).resolve())
     if request.recipe is not None:
         tree |= read_toml(request.recipe)
     if request.data is not None:
@@ -158,14 +167,22 @@ def _image_size(text: str) -> int | list[int]:
     return sides[0] if len(sides) == 1 else sides
 
 
-def _describe_data(tree: Tree, model: Tree) -> int:
-    """Fill in what the data decides; how many different pictures there are."""
+def _describe_data(tree: Tree, model: Tree, known: tuple[str, ...]) -> int:
+    """Fill in what the data decides; how many different pictures there are.
+
+    Classes that are `known` keep their labels, new ones follow.
+    """
     data = tree.setdefault("data", EMOJI)
     if data == EMOJI:
-        model.setdefault("num_classes", EmojiScenes.num_classes)
-        return EmojiSource.distinct
-    folder = PictureFolder(str(data), size=(1, 1))
-    tree.setdefault("labels", list(folder.class_names))
-    tree["data_digest"] = folder.digest()
-    model.setdefault("num_classes", len(folder.class_names))
-    return len(folder)
+        names, distinct = EmojiSource.class_names, EmojiSource.distinct
+    else:
+        folder = PictureFolder(str(data), size=(1, 1))
+        names, distinct = folder.class_names, len(folder)
+        tree["data_digest"] = folder.digest()
+    if known or data != EMOJI:
+        labels = [*known, *(name for name in names if name not in known)]
+        tree.setdefault("labels", labels)
+        model.setdefault("num_classes", len(labels))
+    else:
+        model.setdefault("num_classes", len(names))
+    return distinct

@@ -103,8 +103,15 @@ def data_source(config: TrainConfig) -> Source:
 
     Raises:
         BadDataset: as `PictureFolder`.
-        BadConfig: the data has classes that the network has no labels for.
+        BadConfig: the data has classes that the network has no labels for, or the network does not
+            work on pictures.
     """
+    if config.model.in_channels != 3:
+        raise BadConfig(
+            f"found {config.model.in_channels}",
+            field="model.in_channels",
+            expected="3: trainings are on pictures, not on the latents of an autoencoder",
+        )
     return EmojiSource(config) if config.data == EMOJI else FolderSource(config)
 
 
