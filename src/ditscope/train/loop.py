@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -117,10 +117,10 @@ class Training:
             with StopRequest(lambda: self.step != self._saved) as stop:
                 for batch in batches(self.config, self.source, self.step):
                     self._take(batch, journal, report, tell)
+                    if not stop.noted and self._due(self.config.save_every):
+                        self._try_to_save(journal, tell)
                     if stop.noted:
                         break
-                    if self.step % self.config.save_every == 0:
-                        self._try_to_save(journal, tell)
                 self._losses = tuple(journal.losses)
                 if self._saved != self.step:
                     self.save()
@@ -241,26 +241,34 @@ class Training:
             optimizer.zero_grad()
         return loss.item(), norm.item(), problem
 
+    def _parts(self, noisy: NoisyBatch) -> Iterator[NoisyBatch]:
+        rows = self.config.batch_size // self.config.accumulate
+        for first in range(0, self.config.batch_size, rows):
+            yield noisy.rows(first, first + rows)
+
     def _gradients(self, noisy: NoisyBatch) -> Tensor:
         """The mean loss of a batch; its gradients are in the weights, part by part."""
-        rows = self.config.batch_size // self.config.accumulate
         total = torch.zeros(())
-        for first in range(0, self.config.batch_size, rows):
-            part = noisy.rows(first, first + rows)
-            loss = self.objective.losses(self.worker, part).mean() * (rows / self.config.batch_size)
+        for part in self._parts(noisy):
+            share = len(part.x0) / self.config.batch_size
+            loss = self.objective.losses(self.worker, part).mean() * share
             loss.backward()
             self.worker.hand_gradients_to(self.model)
             total += loss.detach()
         return total
 
     def _explained(self, batch: Batch, noisy: NoisyBatch, loss: float, norm: float) -> NonFinite:
+        def losses() -> Tensor:
+            parts = [self.objective.losses(self.worker, part) for part in self._parts(noisy)]
+            return torch.cat(parts)
+
         return explain(
             batch.step,
             loss,
             norm,
             pictures=batch.pictures,
             network=self.worker.network,
-            losses=lambda: self.objective.losses(self.worker, noisy),
+            losses=losses,
         )
 
     def _skip(self, problem: NonFinite) -> None:
