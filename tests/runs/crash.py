@@ -42,16 +42,21 @@ class Breaker:
 
     def __init__(self) -> None:
         self.count, self.number, self.how = itertools.count(), -1, ""
-        self.reached = False
+        self.reached, self.error = False, errno.EIO
+        self.within = ""  # count only what happens below this folder
         os.fsync = lambda descriptor: self.operation("fsync")  # no power is cut here
-        sys.addaudithook(lambda event, arguments: event in FILE_EVENTS and self.operation(event))
+        sys.addaudithook(self.look)
+
+    def look(self, event: str, arguments: tuple[object, ...]) -> None:
+        if event in FILE_EVENTS and str(arguments[0]).startswith(self.within):
+            self.operation(event)
 
     def operation(self, event: str) -> None:
         if self.number >= 0 and next(self.count) == self.number:
             self.reached = True
             if self.how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
-            raise OSError(errno.EIO, f"Input/output error in {event}")
+            raise OSError(self.error, f"{os.strerror(self.error)} in {event}")
 
 
 BREAKER = Breaker()

@@ -1,4 +1,4 @@
-"""`ditscope train`: from a recipe to weights, resumable at any time."""
+"""`ditscope train`: from pictures to weights, resumable at any time."""
 
 from __future__ import annotations
 
@@ -15,11 +15,47 @@ if TYPE_CHECKING:
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="TOML file with the fields of a training.")],
     out: Annotated[Path, typer.Option(help="Folder of the training; given again, it goes on.")],
-    steps: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Argument(help="TOML file with the fields of a training.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="emoji|FOLDER", help="Pictures, in a folder per class.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="VARIANT|TOML", help="E.g. DiT-S/4, or its fields.")
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL|TRAINING", help="Begin with these weights; classes may come."),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="article or dit-paper; without a recipe: article.")
+    ] = None,
+    objective: Annotated[str | None, typer.Option(help="ddpm, flow or flow-x.")] = None,
+    image_size: Annotated[
+        str | None, typer.Option(metavar="SIDE|HxW", help="Pixels. Without a recipe: 64.")
+    ] = None,
+    heads: Annotated[
+        str | None, typer.Option(metavar="N|auto", help="Attention heads; auto: by the data.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the whole training.")] = None,
     decay_steps: Annotated[
-        int | None, typer.Option(min=0, help="Instead of the recipe's: last steps, rate falling.")
+        int | None, typer.Option(help="Last steps, in which a linear schedule falls.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Pictures a step.")] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(help="Compute a batch in this many parts: less memory.")
+    ] = None,
+    grad_checkpoint: Annotated[
+        bool, typer.Option("--grad-checkpoint", help="Compute blocks twice: less memory.")
+    ] = False,
+    learning_rate: Annotated[float | None, typer.Option(help="AdamW's.")] = None,
+    precision: Annotated[str | None, typer.Option(help="bf16 or fp32.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of pictures, noise and first weights.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any setting, e.g. model.depth=6."),
     ] = None,
     export: Annotated[
         Path | None, typer.Option(help="Then write a pipeline folder with the averaged weights.")
@@ -31,31 +67,51 @@ def train(
     from ditscope.train.export import check_export
     from ditscope.train.export import export as write_pipeline
     from ditscope.train.loop import Training
-    from ditscope.train.recipe import read_recipe
+    from ditscope.train.request import Request, resolve
 
     if not out.name:
         raise BadRequest("found an empty name", field="out", expected="the name of a folder")
-    changes = {"steps": steps, "decay_steps": decay_steps}
-    config = read_recipe(
-        recipe, {key: value for key, value in changes.items() if value is not None}
+    single = {
+        "steps": steps,
+        "decay_steps": decay_steps,
+        "batch_size": batch_size,
+        "accumulate": accumulate,
+        "grad_checkpoint": grad_checkpoint or None,
+        "learning_rate": learning_rate,
+        "precision": precision,
+        "seed": seed,
+    }
+    request = Request(
+        recipe=recipe,
+        preset=preset,
+        data=data,
+        model=model,
+        image_size=image_size,
+        heads=heads,
+        init=init,
+        objective=objective,
+        single={name: value for name, value in single.items() if value is not None},
+        settings=set_ or (),
     )
+    config, notes = resolve(request)
     if export is not None:
         check_export(config, out, export, overwrite)
-    training = Training(config, out)
-    for problem in training.damaged:
-        messages().print(f"warning: skipped {problem}")
-    if training.step:
-        messages().print(f"going on at step {training.step}")
+    for note in notes:
+        messages().print(note)
     last: list[Progress] = []
-    with progress() as bar:
-        task = bar.add_task("training", total=config.steps, completed=training.step)
+    with Training(config, out) as training:
+        for problem in training.damaged:
+            messages().print(f"warning: skipped {problem}")
+        if training.step:
+            messages().print(f"going on at step {training.step}")
+        with progress() as bar:
+            task = bar.add_task("training", total=config.steps, completed=training.step)
 
-        def report(line: Progress) -> None:
-            last[:] = [line]
-            words = f"{line.stage} loss {line.loss:.4f}, {line.pictures_per_second:.0f} pictures/s"
-            bar.update(task, completed=line.step, description=words)
+            def report(line: Progress) -> None:
+                last[:] = [line]
+                bar.update(task, completed=line.step, description=described(line))
 
-        training.run(report)
+            training.run(report, tell=lambda text: messages().print(f"warning: {text}"))
     if export is not None:
         write_pipeline(out, export, overwrite=overwrite)
     if json:
@@ -64,3 +120,10 @@ def train(
     results().print(f"training  {out}  (step {training.step}, {training.pictures:,} pictures)")
     if export is not None:
         results().print(f"pipeline  {export}\nnext      ditscope sample --model {export}")
+
+
+def described(line: Progress) -> str:
+    """One report in a few words."""
+    loss = "no loss" if line.loss is None else f"loss {line.loss:.4f}"
+    speed = f"{line.pictures_per_second:.0f} pictures/s"
+    return f"{line.stage} {loss}, {speed}, {line.peak_memory_gib:.1f} GiB"

@@ -11,13 +11,21 @@ import contextlib
 import hashlib
 import itertools
 import os
+import re
 import secrets
 import shutil
 import socket
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Literal
 
 from ditscope.errors import BadRequest, ResourceError, listed
+
+MARK = r".*-\d+-[0-9a-f]{8}"
+"""Host, process and random number: the end of the name of what is not finished, as a pattern."""
+
+UNFINISHED = re.compile(rf".+\.(tmp|old)-{MARK}")
+"""Names of what a killed process leaves."""
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
@@ -133,7 +141,16 @@ def check_replaceable(target: Path, replaceable: Collection[str] | None) -> None
         )
 
 
-def _beside(target: Path, purpose: str) -> Path:
+def leftovers(target: Path, purpose: Literal["tmp", "old"]) -> Iterator[Path]:
+    """Folders that a killed writer of `target` left beside it. Call it when no other can write."""
+    name = re.compile(re.escape(f"{target.name}.{purpose}-") + MARK)
+    if target.parent.is_dir():
+        for entry in target.parent.iterdir():
+            if name.fullmatch(entry.name) and entry.is_dir() and not entry.is_symlink():
+                yield entry
+
+
+def _beside(target: Path, purpose: Literal["tmp", "old"]) -> Path:
     mark = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     return target.with_name(f"{target.name}.{purpose}-{mark}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Literal
 
 from pydantic import (
@@ -48,6 +49,10 @@ class DiTConfig(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"])
+            if first["type"] == "extra_forbidden":
+                near = difflib.get_close_matches(name, type(self).model_fields, n=1)
+                fix = f"did you mean {near[0]}?" if near else None
+                raise BadConfig("unknown field", field=name, fix=fix) from None
             problem = first["msg"].removeprefix("Value error, ")
             raise BadConfig(problem, field=name or None) from None
 

@@ -12,6 +12,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ditscope.core.variants import variant
 from ditscope.errors import BadRequest
@@ -75,6 +76,7 @@ class DiT(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.config = config
+        self.grad_checkpoint = False  # compute each block again in the backward pass
         dim = config.hidden_size
         self.x_embedder = PatchEmbed(config.patch_size, config.in_channels, dim)
         self.t_embedder = TimestepEmbedder(dim, config.frequency_shift)
@@ -110,7 +112,10 @@ class DiT(nn.Module):
         tokens = self.x_embedder(x) + self.pos_embed  # (B, N, D)
         c = self.t_embedder(t) + self.y_embedder(y)  # (B, D)
         for block in self.blocks:
-            tokens = block(tokens, c)  # (B, N, D)
+            if self.grad_checkpoint and torch.is_grad_enabled():
+                tokens = cast(Tensor, checkpoint(block, tokens, c, use_reentrant=False))
+            else:
+                tokens = block(tokens, c)  # (B, N, D)
         return self.unpatchify(self.final_layer(tokens, c))  # (B, C_out, h, w)
 
     def unpatchify(self, patches: Tensor) -> Tensor:

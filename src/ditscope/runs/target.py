@@ -8,23 +8,17 @@ beside `NAME` while we hold it was left by a crash.
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
 import os
-import re
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
-from ditscope.core.atomic import flush
+from ditscope.core.atomic import flush, leftovers
+from ditscope.core.lock import release_lock, take_lock
 from ditscope.errors import ResourceError
 from ditscope.runs.arrays import DATA
 from ditscope.runs.layout import MANIFEST
-
-_OTHER_WRITER = {errno.EAGAIN, errno.EACCES}
 
 
 def check_target(path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
@@ -69,7 +63,7 @@ def interrupted_swap(target: Path) -> Path | None:
     """The older run that stood at `target`, if a crash left it without its name."""
     if os.path.lexists(target):
         return None
-    older = [folder for folder in _beside(target, "old") if holds_run(folder)]
+    older = [folder for folder in leftovers(target, "old") if holds_run(folder)]
     return older[0] if len(older) == 1 else None
 
 
@@ -94,7 +88,11 @@ class Target:
         Raises:
             ResourceError: another writer has this name, or as `check_target`.
         """
-        self._lock = _take(self._lock_file)
+        self._lock = take_lock(
+            self._lock_file,
+            busy="another run is being written to this name",
+            fix="wait for it, or choose another name",
+        )
         try:
             self._repair()
             check_target(self.path, overwrite=self._overwrite)
@@ -130,58 +128,16 @@ class Target:
         if self.folder != self.path:
             shutil.rmtree(self.folder, ignore_errors=True)
         if self._lock is not None:
-            with contextlib.suppress(OSError):
-                self._lock_file.unlink()
-            os.close(self._lock)
+            release_lock(self._lock_file, self._lock)
             self._lock = None
 
     def _repair(self) -> None:
         older = interrupted_swap(self.path)
         if older:
             older.rename(self.path)
-        for left in (*_beside(self.path, "tmp"), *_beside(self.path, "old")):
+        for left in (*leftovers(self.path, "tmp"), *leftovers(self.path, "old")):
             shutil.rmtree(left, ignore_errors=True)
 
     def _new_name(self, purpose: str) -> Path:
         mark = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         return self.path.with_name(f"{self.path.name}.{purpose}-{mark}")
-
-
-def _beside(target: Path, purpose: str) -> Iterator[Path]:
-    name = re.compile(re.escape(f"{target.name}.{purpose}-") + r".*-\d+-[0-9a-f]{8}")
-    if target.parent.is_dir():
-        for entry in target.parent.iterdir():
-            if name.fullmatch(entry.name) and entry.is_dir() and not entry.is_symlink():
-                yield entry
-
-
-def _take(path: Path) -> int:
-    while True:
-        try:
-            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-        except OSError as reason:
-            raise ResourceError(f"cannot be made: {reason.strerror}", file=path) from None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as reason:
-            owner = os.pread(lock, 200, 0).decode("ascii", "replace").strip()
-            os.close(lock)
-            if reason.errno not in _OTHER_WRITER:
-                raise ResourceError(f"cannot be locked: {reason.strerror}", file=path) from None
-            raise ResourceError(
-                f"another run is being written to this name, by {owner or 'another process'}",
-                file=path,
-                fix="wait for it, or choose another name",
-            ) from None
-        if _is_same(lock, path):
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-            return lock
-        os.close(lock)  # its owner removed it between our opening and our locking
-
-
-def _is_same(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False

@@ -7,30 +7,41 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ditscope.data.scenes import EmojiScenes
 from ditscope.train.config import TrainConfig
+from ditscope.train.sources import Source
 
 
-def batch(config: TrainConfig, scenes: EmojiScenes, step: int) -> tuple[Tensor, Tensor]:
-    """Pictures (B, 3, h, w) float32 in [-1, 1] and labels (B,) of one step."""
-    first = step * config.batch_size
-    images, labels, _ = scenes.batch(range(first, first + config.batch_size))
+@dataclass(frozen=True)
+class Batch:
+    """What one step learns from."""
+
+    step: int
+    pictures: range  # which pictures of the data, counted from the start of the training
+    x0: Tensor  # (B, C, h, w) float32 in [-1, 1]
+    y: Tensor  # (B,) int64 labels
+
+
+def batch(config: TrainConfig, source: Source, step: int) -> Batch:
+    """The batch of one step, on the CPU."""
+    pictures = range(step * config.batch_size, (step + 1) * config.batch_size)
+    images, labels = source.batch(pictures)
     pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-    return pixels.float().div_(127.5).sub_(1), torch.from_numpy(labels)
+    x0 = pixels.float().div_(127.5).sub_(1)
+    return Batch(step, pictures, x0, torch.from_numpy(labels))
 
 
-def batches(config: TrainConfig, start: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """(step, pictures, labels) from step `start` to the last."""
-    scenes = EmojiScenes(seed=config.seed, size=config.model.input_height)
+def batches(config: TrainConfig, source: Source, start: int) -> Iterator[Batch]:
+    """The batches from step `start` to the last."""
     with ThreadPoolExecutor(max_workers=1) as ahead:
-        following = ahead.submit(batch, config, scenes, start)
+        following = ahead.submit(batch, config, source, start)
         for step in range(start, config.steps):
-            images, labels = following.result()
+            made = following.result()
             if step + 1 < config.steps:
-                following = ahead.submit(batch, config, scenes, step + 1)
-            yield step, images, labels
+                following = ahead.submit(batch, config, source, step + 1)
+            yield made

@@ -2,7 +2,7 @@
 
 ckpt-0000500/
   model.safetensors  ema.safetensors  optimizer.safetensors
-  state.json          step and pictures seen
+  state.json          step, pictures seen, steps skipped, losses since the last report
   manifest.json       size and sha256 of every file, written last
 """
 
@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict, NonNegativeInt
 from torch import Tensor
 
 from ditscope.core.atomic import file_sha256, new_folder
-from ditscope.core.strict_json import parse
+from ditscope.core.strict_json import read, validated
 from ditscope.errors import BadCheckpoint, DitscopeError
 from ditscope.model.weights import load_weights, save_weights
 
+STATE, MANIFEST = "state.json", "manifest.json"
 PARTS = ("model", "ema", "optimizer")
 NAME = re.compile(r"ckpt-(\d{7,})")
 
@@ -33,10 +36,25 @@ class Checkpoint:
     model: dict[str, Tensor]
     ema: dict[str, Tensor]
     optimizer: dict[str, Tensor]
+    skipped: int = 0
+    losses: tuple[float, ...] = ()  # since the last report
+
+
+class _Counters(BaseModel):
+    """`state.json`. The older ones have only the first two."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    step: NonNegativeInt
+    pictures: NonNegativeInt
+    skipped: NonNegativeInt = 0
+    losses: tuple[float, ...] = ()
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 2) -> Path:
-    """Write a checkpoint under `folder`, then drop all but the newest `keep`.
+    """Write a checkpoint under `folder`, then drop all but it and the `keep - 1` before.
+
+    Later ones go too: they are damaged, or we would have gone on from there.
 
     Raises ResourceError if it cannot be written; the older ones are untouched then.
     """
@@ -44,14 +62,14 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 2) -> P
     with new_folder(target, replaceable=_names()) as beside:
         for part in PARTS:
             save_weights(beside / f"{part}.safetensors", getattr(checkpoint, part))
-        counters = {"step": checkpoint.step, "pictures": checkpoint.pictures}
-        (beside / "state.json").write_text(json.dumps(counters))
+        counters = {name: getattr(checkpoint, name) for name in _Counters.model_fields}
+        (beside / STATE).write_text(json.dumps(counters, allow_nan=False))
         files = {path.name: _record(path) for path in sorted(beside.iterdir())}
-        (beside / "manifest.json").write_text(json.dumps({"files": files}, indent=1))
-    for stale in checkpoints(folder)[:-keep]:
-        for path in stale.iterdir():
-            path.unlink()
-        stale.rmdir()
+        (beside / MANIFEST).write_text(json.dumps({"files": files}, indent=1))
+    found = checkpoints(folder)
+    place = found.index(target) + 1
+    for stale in (*found[: max(0, place - keep)], *found[place:]):
+        shutil.rmtree(stale, ignore_errors=True)
     return target
 
 
@@ -63,11 +81,9 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read and verify one checkpoint. Raises BadCheckpoint naming the damaged file."""
-    manifest = path / "manifest.json"
-    if not manifest.is_file():
-        raise BadCheckpoint("is missing", file=manifest)
-    recorded = parse(manifest.read_bytes(), file=manifest, error=BadCheckpoint).get("files")
-    for name in _names() - {"manifest.json"}:
+    manifest = path / MANIFEST
+    recorded = read(manifest, error=BadCheckpoint).get("files")
+    for name in _names() - {MANIFEST}:
         file = path / name
         if (
             not isinstance(recorded, dict)
@@ -75,12 +91,19 @@ def load_checkpoint(path: Path) -> Checkpoint:
             or recorded.get(name) != _record(file)
         ):
             raise BadCheckpoint("differs from its manifest, or is missing", file=file)
-    counters = parse(
-        (path / "state.json").read_bytes(), file=path / "state.json", error=BadCheckpoint
+    state = path / STATE
+    counters = validated(
+        _Counters, read(state, error=BadCheckpoint), file=state, error=BadCheckpoint
     )
-    tensors = {part: load_weights(path / f"{part}.safetensors") for part in PARTS}
+    model, ema, optimizer = (load_weights(path / f"{part}.safetensors") for part in PARTS)
     return Checkpoint(
-        step=int(str(counters["step"])), pictures=int(str(counters["pictures"])), **tensors
+        step=counters.step,
+        pictures=counters.pictures,
+        model=model,
+        ema=ema,
+        optimizer=optimizer,
+        skipped=counters.skipped,
+        losses=counters.losses,
     )
 
 
@@ -96,7 +119,7 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def _names() -> set[str]:
-    return {f"{part}.safetensors" for part in PARTS} | {"state.json", "manifest.json"}
+    return {f"{part}.safetensors" for part in PARTS} | {STATE, MANIFEST}
 
 
 def _record(path: Path) -> dict[str, object]:

@@ -6,13 +6,16 @@ import torch
 from torch import nn
 
 RAMP = 10
-"""The average looks back over at most a tenth of the steps so far, so that it forgets the start."""
+"""With a ramp the average looks back over at most a tenth of the steps, and forgets the start."""
 
 
 @torch.no_grad()
-def update_ema(slow: nn.Module, fast: nn.Module, step: int, decay: float) -> None:
+def update_ema(
+    slow: nn.Module, fast: nn.Module, step: int, decay: float, *, ramp: bool = True
+) -> None:
     """Move `slow` towards `fast` after `step` (from 0). Frozen tensors are left alone."""
-    decay = min(decay, (1 + step) / (RAMP + step))
+    if ramp:
+        decay = min(decay, (1 + step) / (RAMP + step))
     both = zip(slow.parameters(), fast.parameters(), strict=True)
     pairs = [(ours, theirs) for ours, theirs in both if theirs.requires_grad]
     for ours, theirs in pairs:

@@ -15,11 +15,11 @@ from ditscope.core.pipeline_config import (
     write_pipeline_config,
 )
 from ditscope.core.strict_json import read, validated
-from ditscope.data.scenes import EmojiScenes
 from ditscope.errors import BadCheckpoint, BadRequest, ResourceError
 from ditscope.model.weights import save_weights
 from ditscope.train.checkpoint import newest_checkpoint
 from ditscope.train.config import TrainConfig
+from ditscope.train.sources import label_names
 
 REPLACEABLE = frozenset({CONFIG_FILE, WEIGHTS_FILE})
 DEFAULTS: dict[str, object] = {"steps": 50, "cfg_scale": 4.0}
@@ -64,10 +64,10 @@ def export(training: Path, destination: Path, *, overwrite: bool = False) -> Pip
         model=config.model.model_dump(mode="json"),
         process=config.process.model_dump(mode="json"),
         codec={"kind": "rgb"},
-        labels=EmojiScenes.class_names,
+        labels=label_names(config),
         defaults=DEFAULTS,
         training={
-            **config.model_dump(mode="json", exclude={"model", "process"}),
+            **config.model_dump(mode="json", exclude={"model", "process", "labels"}),
             "step": checkpoint.step,
             "pictures": checkpoint.pictures,
         },

@@ -1,114 +1,298 @@
-"""The training loop: resumable at every checkpoint, bit for bit on one kind of machine.
+"""The training loop: resumable at every step, bit for bit on one kind of machine.
 
 All randomness of step n comes from `sample_seed(seed, n)` and the pictures of step n are a function
-of (seed, n), so nothing but weights, optimiser state and the step number needs to be saved.
+of (seed, n), so nothing but weights, optimiser state and a few counters needs to be saved.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
-import time
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
+import math
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from ditscope.core.atomic import new_file
-from ditscope.core.strict_json import parse
 from ditscope.diffusion.noise import sample_seed
-from ditscope.errors import BadCheckpoint, BadConfig, NumericalError, ResourceError
+from ditscope.errors import BadCheckpoint, NumericalError, ResourceError
 from ditscope.model.dit import DiT
-from ditscope.train.batches import batches
+from ditscope.train.batches import Batch, batches
 from ditscope.train.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
 from ditscope.train.coarse import coarse_model, refine
-from ditscope.train.config import RESUMABLE_CHANGES, TrainConfig
+from ditscope.train.config import TrainConfig
 from ditscope.train.ema import update_ema
-from ditscope.train.objective import objective
+from ditscope.train.folder import TrainingFolder
+from ditscope.train.health import attention_health
+from ditscope.train.journal import Journal, Progress
+from ditscope.train.nonfinite import NonFinite, explain
+from ditscope.train.objective import NoisyBatch, Objective
 from ditscope.train.optimizer import load_state_tensors, optimizers, set_rate, state_tensors
+from ditscope.train.preview import preview, write_preview
+from ditscope.train.sources import data_source
+from ditscope.train.start import begin
+from ditscope.train.stopping import StopRequest
 from ditscope.train.worker import Worker
 
-CONFIG = "config.json"
+FAILURE, PREVIEWS = "failure.json", "previews"
+HEALTH_ROWS = 8
+"""Pictures that are enough to see how attention fares."""
+
+MOST_FAILED_SAVES = 3
+"""A disk that is full may be emptied; after so many saves in a row that failed, we stop."""
 
 
-@dataclass(frozen=True)
-class Progress:
-    """What the log says every `log_every` steps."""
-
-    step: int
-    pictures: int
-    loss: float  # mean since the last report
-    gradient_norm: float
-    pictures_per_second: float
-    stage: str  # "coarse" or "fine"
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=3)
 
 
 class Training:
-    """Networks, optimisers and the step they are at. `run` goes on until `config.steps`."""
+    """Networks, optimisers and the step they are at. `run` goes on until `config.steps`.
+
+    Its folder belongs to it until `close`, or until the end of a `with` block.
+    """
 
     def __init__(self, config: TrainConfig, folder: Path) -> None:
-        self.config, self.folder = config, folder
-        self.step, self.pictures = 0, 0
-        torch.manual_seed(config.seed)
-        self.coarse = config.coarse_steps > 0
-        self._set_networks(coarse_model(config.model) if self.coarse else DiT(config.model))
-        self.damaged = self._resume()
+        """Start in `folder`, or go on where its newest whole checkpoint stands.
 
-    def run(self, report: Callable[[Progress], None]) -> None:
-        """Train to the last step; saves at intervals and at the end."""
-        loss_of = objective(self.config)
-        reports = self._reports(report)
-        next(reports)
-        saved = self.step
-        for step, x0, y in batches(self.config, self.step):
-            if self.coarse and step == self.config.coarse_steps:
-                self._refine()
-            reports.send(self._advance(step, loss_of, x0, y))
-            if self.step % self.config.save_every == 0:
-                self.save()
-                saved = self.step
-        if saved != self.step:
-            self.save()
+        `damaged` tells which newer checkpoints were skipped, and why.
+
+        Raises:
+            ResourceError, BadConfig: as `TrainingFolder`.
+            BadDataset, BadConfig: as `data_source`.
+            BadCheckpoint: there are checkpoints, but none is whole; or as `begin`.
+        """
+        self.config = config
+        self.step, self.pictures, self.skipped = 0, 0, 0
+        self._losses: tuple[float, ...] = ()
+        self.source = data_source(config)
+        self.folder = TrainingFolder(folder, config)
+        try:
+            torch.manual_seed(config.seed)
+            self.coarse = config.coarse_steps > 0
+            self.objective = Objective(config)
+            self._set_networks(coarse_model(config.model) if self.coarse else DiT(config.model))
+            self.damaged = self._resume()
+        except BaseException:
+            self.close()
+            raise
+        self._saved, self._failed_saves = self.step, 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let another process train in this folder."""
+        self.folder.close()
+
+    def run(self, report: Callable[[Progress], None], tell: Callable[[str], None] = _warn) -> None:
+        """Train to the last step; saves at intervals and at the end.
+
+        SIGINT and SIGTERM are obeyed after the step under way is saved; a second one at once.
+
+        Args:
+            report: called every `log_every` steps.
+            tell: called with what a person should know, such as a save that failed.
+
+        Raises:
+            NumericalError: NaN or Inf; the weights are those before that step.
+            ResourceError: three checkpoints in a row, or the last one, could not be written.
+        """
+        journal = Journal(self.folder.log, self.step, self._losses)
+        try:
+            with StopRequest(lambda: self.step != self._saved) as stop:
+                for batch in batches(self.config, self.source, self.step):
+                    self._take(batch, journal, report, tell)
+                    if not stop.noted and self._due(self.config.save_every):
+                        self._try_to_save(journal, tell)
+                    if stop.noted:
+                        break
+                self._losses = tuple(journal.losses)
+                if self._saved != self.step:
+                    self.save()
+                if stop.noted:
+                    journal.note(self.step, "stopped", signal=stop.noted.name)
+                    tell(f"stopped at step {self.step} and saved; the same command goes on")
+                stop.obey()
+        finally:
+            journal.close()
 
     def save(self) -> Path:
-        """Write a checkpoint of this moment."""
-        return save_checkpoint(
-            self.folder,
+        """Write a checkpoint of this moment. Raises ResourceError."""
+        path = save_checkpoint(
+            self.folder.path,
             Checkpoint(
                 step=self.step,
                 pictures=self.pictures,
+                skipped=self.skipped,
+                losses=self._losses,
                 model=self.model.state_dict(),
                 ema=self.ema.state_dict(),
                 optimizer=state_tensors(self.optimizers),
             ),
         )
+        self._saved, self._failed_saves = self.step, 0
+        return path
 
-    def _advance(
-        self, step: int, loss_of: Callable[..., Tensor], x0: Tensor, y: Tensor
-    ) -> tuple[float, float]:
-        torch.manual_seed(sample_seed(self.config.seed, step))
-        set_rate(self.optimizers, self.config, step)
-        loss = loss_of(self.worker, x0, y).mean()
-        loss.backward()
-        self.worker.hand_gradients_to(self.model)
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        norm = nn.utils.clip_grad_norm_(trained, self.config.clip_norm)
-        if not torch.isfinite(loss + norm):
-            raise NumericalError(
-                f"loss {loss.item()} and gradient norm {norm.item()} at step {step}",
-                fix="the last checkpoint is good; try a lower learning rate",
+    def _try_to_save(self, journal: Journal, tell: Callable[[str], None]) -> None:
+        self._losses = tuple(journal.losses)
+        try:
+            self.save()
+        except ResourceError as reason:
+            self._failed_saves += 1
+            if self._failed_saves == MOST_FAILED_SAVES:
+                raise
+            journal.note(self.step, "save failed", problem=str(reason))
+            tell(f"no checkpoint at step {self.step}, will try again: {reason}")
+
+    def _take(
+        self,
+        batch: Batch,
+        journal: Journal,
+        report: Callable[[Progress], None],
+        tell: Callable[[str], None],
+    ) -> None:
+        """One step, with what is said about it."""
+        if self.coarse and batch.step == self.config.coarse_steps:
+            self._refine()
+        loss, norm, problem = self._advance(batch)
+        for file, why in self.source.newly_bad():
+            journal.note(batch.step, "unreadable picture", file=file, problem=why)
+            tell(f"left out {file}: {why}")
+        if problem is None:
+            journal.add(loss, len(batch.pictures))
+        else:
+            self._losses = tuple(journal.losses)
+            self._skip(problem)
+            journal.note(self.step, "skipped", problem=dataclasses.asdict(problem))
+            tell(f"skipped: {problem}")
+        if self.step % self.config.log_every == 0 or self.step == self.config.steps:
+            report(
+                journal.report(
+                    self.step,
+                    self.pictures,
+                    gradient_norm=None if problem else norm,
+                    stage="coarse" if self.coarse else "fine",
+                    learning_rate=self.config.learning_rate * self.config.rate(batch.step),
+                )
             )
+        if self._due(self.config.health_every):
+            layers = attention_health(self.model, lambda: self._look(batch))
+            journal.note(self.step, "attention", layers=[dataclasses.asdict(x) for x in layers])
+        if self._due(self.config.preview_every):
+            self._preview(tell)
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.step % every == 0
+
+    def _look(self, batch: Batch) -> None:
+        """A forward of the weights that learn, on some pictures of a batch and its own noise."""
+        torch.manual_seed(sample_seed(self.config.seed, batch.step))
+        noisy = self.objective.draw(batch.x0, batch.y)
+        self.objective.losses(self.model, noisy.rows(0, HEALTH_ROWS))
+
+    def _preview(self, tell: Callable[[str], None]) -> None:
+        """Pictures are not worth a training: what goes wrong is told."""
+        path = self.folder.path / PREVIEWS / f"{self.step:07d}.png"
+        try:
+            write_preview(path, preview(self.ema, self.config))
+        except (NumericalError, ResourceError) as reason:
+            tell(f"no preview at step {self.step}: {reason}")
+
+    def _advance(self, batch: Batch) -> tuple[float, float, NonFinite | None]:
+        """Loss and gradient norm of a step, taken unless they are not finite."""
+        torch.manual_seed(sample_seed(self.config.seed, batch.step))
+        set_rate(self.optimizers, self.config, batch.step)
+        noisy = self.objective.draw(batch.x0, batch.y)
+        loss = self._gradients(noisy)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        norm = nn.utils.clip_grad_norm_(trained, self.config.clip_norm or math.inf)
+        problem = None
+        if torch.isfinite(loss + norm):
+            for optimizer in self.optimizers.values():
+                optimizer.step()
+            self.worker.follow(self.model)
+            update_ema(
+                self.ema,
+                self.model,
+                batch.step,
+                self.config.ema_decay,
+                ramp=self.config.ema_ramp,
+            )
+            self.pictures += len(batch.pictures)
+            self.step = batch.step + 1
+        else:
+            problem = self._explained(batch, noisy, loss.item(), norm.item())
         for optimizer in self.optimizers.values():
-            optimizer.step()
             optimizer.zero_grad()
-        self.worker.follow(self.model)
-        update_ema(self.ema, self.model, step, self.config.ema_decay)
-        self.step, self.pictures = step + 1, self.pictures + len(x0)
-        return loss.item(), norm.item()
+        return loss.item(), norm.item(), problem
+
+    def _parts(self, noisy: NoisyBatch) -> Iterator[NoisyBatch]:
+        rows = self.config.batch_size // self.config.accumulate
+        for first in range(0, self.config.batch_size, rows):
+            yield noisy.rows(first, first + rows)
+
+    def _gradients(self, noisy: NoisyBatch) -> Tensor:
+        """The mean loss of a batch; its gradients are in the weights, part by part."""
+        total = torch.zeros(())
+        for part in self._parts(noisy):
+            share = len(part.x0) / self.config.batch_size
+            loss = self.objective.losses(self.worker, part).mean() * share
+            loss.backward()
+            self.worker.hand_gradients_to(self.model)
+            total += loss.detach()
+        return total
+
+    def _explained(self, batch: Batch, noisy: NoisyBatch, loss: float, norm: float) -> NonFinite:
+        def losses() -> Tensor:
+            parts = [self.objective.losses(self.worker, part) for part in self._parts(noisy)]
+            return torch.cat(parts)
+
+        return explain(
+            batch.step,
+            loss,
+            norm,
+            pictures=batch.pictures,
+            network=self.worker.network,
+            losses=losses,
+        )
+
+    def _skip(self, problem: NonFinite) -> None:
+        """Go on without this step, or raise NumericalError where that is not allowed (any more)."""
+        if self.skipped < self.config.max_skipped:
+            self.skipped += 1
+            self.step = problem.step + 1
+            return
+        with contextlib.suppress(ResourceError):  # a full disk must not hide what went wrong
+            with new_file(self.folder.path / FAILURE) as beside:
+                beside.write_text(json.dumps(dataclasses.asdict(problem), indent=1))
+            if self._saved != self.step:
+                self.save()
+        allowed = f" ({self.skipped} skipped before)" if self.skipped else ""
+        raise NumericalError(
+            str(problem) + allowed,
+            file=self.folder.path / FAILURE,
+            fix="a checkpoint of the moment before is kept; max_skipped allows to leave steps out, "
+            "or train anew with a lower learning rate or in fp32",
+        )
 
     def _set_networks(self, model: DiT) -> None:
-        self.model = model.train()
+        self.model = model.eval()  # labels are dropped by the objective, nothing else is random
+        self.model.grad_checkpoint = self.config.grad_checkpoint
         self.worker = Worker(model, self.config.precision)
         self.ema = DiT(model.config).eval().requires_grad_(False)
         self.ema.load_state_dict(model.state_dict())
@@ -125,16 +309,18 @@ class Training:
         self.coarse = False
 
     def _resume(self) -> list[str]:
-        self._claim_folder()
-        self._claim_configuration()
-        checkpoint, damaged = newest_checkpoint(self.folder)
+        checkpoint, damaged = newest_checkpoint(self.folder.path)
         if checkpoint is None:
             if damaged:
                 raise BadCheckpoint(
                     f"no checkpoint is whole; {damaged[0]}",
-                    file=self.folder,
+                    file=self.folder.path,
                     fix="choose another folder to start afresh",
                 )
+            if self.config.init is not None:
+                begin(self.model, self.config)
+                self.worker.follow(self.model)
+                self.ema.load_state_dict(self.model.state_dict())
             return damaged
         if self.coarse and checkpoint.step > self.config.coarse_steps:
             self.coarse = False
@@ -144,56 +330,5 @@ class Training:
         self.ema.load_state_dict(checkpoint.ema)
         load_state_tensors(self.optimizers, checkpoint.optimizer)
         self.step, self.pictures = checkpoint.step, checkpoint.pictures
+        self.skipped, self._losses = checkpoint.skipped, checkpoint.losses
         return damaged
-
-    def _claim_folder(self) -> None:
-        """Make the folder, or refuse one that holds anything but a training."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            strange = any(self.folder.iterdir()) and not (self.folder / CONFIG).exists()
-        except OSError as reason:
-            raise ResourceError(
-                f"cannot hold a training: {reason.strerror}", file=self.folder
-            ) from None
-        if strange:
-            raise ResourceError(
-                "holds other files", file=self.folder, fix="choose the name of a new folder"
-            )
-
-    def _claim_configuration(self) -> None:
-        """Save the configuration, or refuse a folder that holds another training."""
-        path = self.folder / CONFIG
-        mine = self.config.model_dump(mode="json")
-        if path.exists():
-            theirs = parse(path.read_bytes(), file=path)
-            for key in sorted(mine.keys() - RESUMABLE_CHANGES):
-                if mine[key] != theirs.get(key):
-                    raise BadConfig(
-                        f"this training has {theirs.get(key)}, you asked for {mine[key]}",
-                        file=path,
-                        field=key,
-                        fix="choose another folder, or the same settings",
-                    )
-        with new_file(path) as beside:
-            beside.write_text(json.dumps(mine, indent=1))
-
-    def _reports(
-        self, report: Callable[[Progress], None]
-    ) -> Generator[None, tuple[float, float], None]:
-        log = (self.folder / "log.jsonl").open("a", encoding="utf-8")
-        losses, started, norm = [], time.perf_counter(), 0.0
-        with log:
-            while True:
-                loss, norm = yield
-                losses.append(loss)
-                if self.step % self.config.log_every and self.step != self.config.steps:
-                    continue
-                rate = len(losses) * self.config.batch_size / (time.perf_counter() - started)
-                stage = "coarse" if self.coarse else "fine"
-                line = Progress(
-                    self.step, self.pictures, sum(losses) / len(losses), norm, rate, stage
-                )
-                log.write(json.dumps(line.__dict__) + "\n")
-                log.flush()
-                report(line)
-                losses, started = [], time.perf_counter()

@@ -1,4 +1,7 @@
-"""The loss of one batch under each noise process.
+"""The loss of a batch under each noise process, apart from the random numbers it is taken at.
+
+A batch is made noisy as a whole and then split, so that the numbers do not depend on how many rows
+the network sees at once.
 
 Shapes: B rows, C channels, h and w the latent grid.
 """
@@ -6,39 +9,81 @@ Shapes: B rows, C channels, h and w the latent grid.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ditscope.diffusion.ddpm import DDPMTables, q_sample
+from ditscope.diffusion.ddpm import DDPMProcess, DDPMTables, q_sample
 from ditscope.diffusion.flow import FlowProcess
 from ditscope.diffusion.losses import ddpm_loss
 from ditscope.train.config import TrainConfig
 
-Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
-"""(model, x0 (B, C, h, w), labels (B,)) -> loss of every sample (B,), float32."""
+Network = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(x (B, C, h, w), timestep (B,), labels (B,)) -> (B, C_out, h, w)."""
 
 
-def objective(config: TrainConfig, device: torch.device | str = "cpu") -> Objective:
-    """The objective of a configuration; its noise comes from the global generator."""
-    process = config.process
-    if isinstance(process, FlowProcess):
+@dataclass(frozen=True)
+class NoisyBatch:
+    """All that the loss of a batch depends on but the network."""
 
-        def flow(model: nn.Module, x0: Tensor, y: Tensor) -> Tensor:
-            levels = torch.sigmoid(config.level_mean + config.level_std * torch.randn(len(x0)))
-            return flow_losses(process, model, x0, y, levels.to(device), torch.randn_like(x0))
+    x0: Tensor  # (B, C, h, w)
+    y: Tensor  # (B,) labels, some of them the null class
+    level: Tensor  # (B,) noise level of a flow, or timestep index of a DDPM
+    noise: Tensor  # (B, C, h, w)
 
-        return flow
-    schedule = process.tables().to(device)
-    return lambda model, x0, y: _ddpm_losses(schedule, model, x0, y)
+    def rows(self, first: int, last: int) -> NoisyBatch:
+        """Rows `first` to `last - 1`."""
+        parts = (self.x0, self.y, self.level, self.noise)
+        return NoisyBatch(*(part[first:last] for part in parts))
 
 
-def flow_losses(
-    process: FlowProcess, model: nn.Module, x0: Tensor, y: Tensor, levels: Tensor, noise: Tensor
-) -> Tensor:
-    """Mean squared error of the velocity at noise levels (B,), whatever the network predicts."""
+class Objective:
+    """Draws the random numbers of a batch, and takes its loss."""
+
+    def __init__(self, config: TrainConfig, device: torch.device | str = "cpu") -> None:
+        self.config = config
+        process = config.process
+        self.tables = process.tables().to(device) if isinstance(process, DDPMProcess) else None
+
+    def draw(self, x0: Tensor, y: Tensor) -> NoisyBatch:
+        """Noise levels, noise and dropped labels for x0 (B, C, h, w) and y (B,).
+
+        The numbers come from the global generator of the CPU, in this order.
+        """
+        levels = self._levels(len(x0))
+        noise = torch.randn(x0.shape)
+        if self.config.model.class_dropout_prob > 0:
+            dropped = torch.rand(y.shape) < self.config.model.class_dropout_prob
+            y = torch.where(dropped.to(y.device), self.config.model.null_label, y)
+        return NoisyBatch(x0, y, levels.to(x0.device), noise.to(x0.device))
+
+    def losses(self, network: Network, batch: NoisyBatch) -> Tensor:
+        """The loss of every row: (B,) float32."""
+        process = self.config.process
+        if isinstance(process, FlowProcess):
+            return flow_losses(process, network, batch)
+        assert self.tables is not None
+        return _ddpm_losses(self.tables, network, batch)
+
+    def _levels(self, rows: int) -> Tensor:
+        """Noise levels in (0, 1) of a flow, or timestep indices of a DDPM: (rows,)."""
+        config, process = self.config, self.config.process
+        if config.sampling == "uniform":
+            if isinstance(process, FlowProcess):
+                return torch.rand(rows)
+            return torch.randint(process.num_timesteps, (rows,))
+        levels = torch.sigmoid(config.level_mean + config.level_std * torch.randn(rows))
+        if isinstance(process, FlowProcess):
+            return levels
+        return (levels * process.num_timesteps).long().clamp_max(process.num_timesteps - 1)
+
+
+def flow_losses(process: FlowProcess, network: Network, batch: NoisyBatch) -> Tensor:
+    """Mean squared error of the velocity, whatever the network predicts."""
+    x0, noise, levels = batch.x0, batch.noise, batch.level
     x = process.add_noise(x0, noise, levels)  # (B, C, h, w)
-    output = model(x, levels * process.time_scale, y).float()
+    output = network(x, levels * process.time_scale, batch.y).float()
     if process.prediction == "velocity":
         error = output - (noise - x0)
     else:  # both velocities divided by the same, clamped, level
@@ -46,8 +91,7 @@ def flow_losses(
     return error.square().flatten(1).mean(dim=1)
 
 
-def _ddpm_losses(schedule: DDPMTables, model: nn.Module, x0: Tensor, y: Tensor) -> Tensor:
-    t = torch.randint(schedule.process.num_timesteps, (len(x0),)).to(x0.device)
-    noise = torch.randn_like(x0)
-    x = q_sample(schedule, x0, t, noise)
-    return ddpm_loss(schedule, model(x, t, y), x0, x, t, noise).loss
+def _ddpm_losses(tables: DDPMTables, network: Network, batch: NoisyBatch) -> Tensor:
+    t = batch.level
+    x = q_sample(tables, batch.x0, t, batch.noise)
+    return ddpm_loss(tables, network(x, t, batch.y), batch.x0, x, t, batch.noise).loss

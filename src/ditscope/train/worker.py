@@ -30,11 +30,14 @@ class Worker(nn.Module):
 
     @torch.no_grad()
     def hand_gradients_to(self, network: nn.Module) -> None:
-        """Move the gradients of this step to the weights that learn."""
+        """Add the gradients so far, in float32, to those of the weights that learn."""
         if not self.lowered:
             return
         for own, learning in zip(self.network.parameters(), network.parameters(), strict=True):
-            learning.grad = None if own.grad is None else own.grad.float()
+            if own.grad is None:
+                continue
+            more = own.grad.float()
+            learning.grad = more if learning.grad is None else learning.grad.add_(more)
             own.grad = None
 
     @torch.no_grad()

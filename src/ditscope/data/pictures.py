@@ -1,0 +1,194 @@
+"""A folder of class folders of pictures, in an order that is a function of two numbers.
+
+    photos/
+      cat/  001.jpg  more/002.png
+      dog/  001.jpg
+
+Shapes: B rows of a batch; h, w pixels of a picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from ditscope.errors import BadDataset, foreign, listed
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+"""What the content of a file may be, whatever its name says."""
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+"""Other files are not looked at."""
+
+MAX_PIXELS = 100_000_000
+"""Larger pictures are refused by their header, before memory is asked for."""
+
+DECODERS = 4
+"""Pictures that are read at once; decoding runs outside the interpreter's lock."""
+
+_ORDER, _MIRROR = 0, 1  # independent random streams under one seed
+
+
+class UnreadablePicture(Exception):
+    """Why one file is no picture; it is counted and left out."""
+
+
+class PictureFolder:
+    """Pictures 0, 1, 2, ... without end: every epoch shows each file once, in an order of its own.
+
+    Each picture is scaled to cover (h, w), bicubic, and cut to it around the middle; with `flip`,
+    half are mirrored. Transparency is laid over white. Files that cannot be read are listed in
+    `bad`, and the next file of the epoch takes their place, so picture i is a pure function of the
+    files, (seed, i) and the size. Links are not followed.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        size: tuple[int, int],
+        seed: int = 0,
+        flip: bool = False,
+        max_bad: int = 100,
+    ) -> None:
+        """Pictures of `size` (h, w) pixels; more than `max_bad` unreadable files are an error.
+
+        Raises:
+            BadDataset: there is no such folder, it holds no class folders, or one of them holds no
+                pictures.
+        """
+        self.folder = Path(folder)
+        self.size, self.seed, self.flip, self.max_bad = size, seed, flip, max_bad
+        self.class_names, self._files, self._labels = _found(self.folder)
+        self.bad: dict[Path, str] = {}
+        self._order = lru_cache(maxsize=2)(self._shuffled)
+
+    def __len__(self) -> int:
+        """Number of files: pictures of an epoch."""
+        return len(self._files)
+
+    def digest(self) -> str:
+        """SHA-256 of the names and sizes of all files: changes when pictures come or go."""
+        digest = hashlib.sha256()
+        for file in self._files:
+            name = file.relative_to(self.folder).as_posix()
+            digest.update(f"{name}\0{file.stat().st_size}\0".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
+    def batch(self, indices: Sequence[int]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Images (B, h, w, 3) uint8 RGB and labels (B,) int64 of pictures `indices`.
+
+        Raises:
+            BadDataset: more than `max_bad` files cannot be read, or none can.
+        """
+        with ThreadPoolExecutor(max_workers=DECODERS) as decoders:
+            found = list(decoders.map(self._picture, indices))
+        if len(self.bad) > self.max_bad:
+            first = [f"{file.name} ({why})" for file, why in list(self.bad.items())[:3]]
+            raise BadDataset(
+                f"files that cannot be read: {len(self.bad)}, such as {listed(first)}",
+                file=self.folder,
+                expected=f"at most {self.max_bad}",
+                fix="remove them, or allow more with max_bad_pictures",
+            )
+        labels = np.array([label for _, label in found], np.int64)
+        return np.stack([image for image, _ in found]), labels
+
+    def _picture(self, index: int) -> tuple[NDArray[np.uint8], int]:
+        epoch, place = divmod(index, len(self))
+        order = self._order(epoch)
+        for step in range(len(self)):
+            number = int(order[(place + step) % len(self)])
+            file = self._files[number]
+            if file in self.bad:
+                continue
+            try:
+                image = read_picture(file, self.size)
+            except UnreadablePicture as reason:
+                self.bad[file] = str(reason)
+                if len(self.bad) > self.max_bad:
+                    break
+                continue
+            mirrored = self.flip and bool(_raw(self.seed, index, _MIRROR, 1)[0] >> np.uint64(63))
+            return (image[:, ::-1] if mirrored else image), self._labels[number]
+        return np.zeros((*self.size, 3), np.uint8), 0  # never seen: `batch` raises
+
+    def _shuffled(self, epoch: int) -> NDArray[np.int64]:
+        return np.argsort(_raw(self.seed, epoch, _ORDER, len(self)), kind="stable")
+
+
+def read_picture(file: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The picture in `file`, upright, cut to `size` (h, w): (h, w, 3) uint8 RGB.
+
+    The first frame of an animation; 16-bit grey is scaled to 8 bits. Raises UnreadablePicture.
+    """
+    try:
+        with Image.open(file, formats=FORMATS) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise UnreadablePicture(f"{opened.width} x {opened.height} pixels")
+            upright = ImageOps.exif_transpose(opened)
+            image = ImageOps.fit(_rgb(upright), (size[1], size[0]), Image.Resampling.BICUBIC)
+            return np.asarray(image, np.uint8)
+    except UnreadablePicture:
+        raise
+    except Image.UnidentifiedImageError:
+        raise UnreadablePicture(f"is none of {', '.join(FORMATS)}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as reason:
+        raise UnreadablePicture(foreign(reason)) from None
+    except Exception as reason:  # decoders meet broken data with errors of every type
+        raise UnreadablePicture(f"{type(reason).__name__}: {foreign(reason)}") from None
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey; the library would clip it
+        grey = np.asarray(image, np.float64) / 257
+        return Image.fromarray(grey.clip(0, 255).round().astype(np.uint8)).convert("RGB")
+    if "A" in image.getbands() or "transparency" in image.info:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def _found(folder: Path) -> tuple[tuple[str, ...], list[Path], list[int]]:
+    """Class names in the order of the alphabet, files, and the label of each file."""
+    try:
+        classes = sorted(
+            entry.name for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)
+        )
+    except OSError as reason:
+        raise BadDataset(f"cannot be read: {reason.strerror}", file=folder) from None
+    if not classes:
+        raise BadDataset("holds no folders", file=folder, expected="one folder of pictures a class")
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        own = sorted(_pictures(folder / name))
+        if not own:
+            kinds = ", ".join(sorted(SUFFIXES))
+            raise BadDataset("holds no pictures", file=folder / name, expected=f"files {kinds}")
+        files += own
+        labels += [label] * len(own)
+    return tuple(classes), files, labels
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return [
+        Path(place) / name
+        for place, _, names in os.walk(folder)
+        for name in names
+        if Path(name).suffix.lower() in SUFFIXES and not (Path(place) / name).is_symlink()
+    ]
+
+
+def _raw(seed: int, number: int, stream: int, count: int) -> NDArray[np.uint64]:
+    """`count` random words, a function of the arguments only, which numpy promises to keep."""
+    key = np.array([seed, number], np.uint64)
+    return np.random.Philox(key=key, counter=[0, 0, 0, stream]).random_raw(count)

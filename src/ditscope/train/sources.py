@@ -1,0 +1,135 @@
+"""Where the pictures of a training come from, under the labels of that training.
+
+Shapes: B rows, h and w pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ditscope.data.classes import STYLES
+from ditscope.data.pictures import PictureFolder
+from ditscope.data.scenes import EmojiScenes
+from ditscope.errors import BadConfig, listed
+from ditscope.train.config import TrainConfig
+
+EMOJI = "emoji"
+
+
+class Source(Protocol):
+    """Pictures 0, 1, 2, ... without end, each a pure function of its number."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What the data calls its classes."""
+        ...
+
+    @property
+    def distinct(self) -> int:
+        """How many different things there are to learn from."""
+        ...
+
+    def batch(self, indices: Sequence[int]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Images (B, h, w, 3) uint8 and labels (B,) int64 of pictures `indices`."""
+        ...
+
+    def newly_bad(self) -> list[tuple[str, str]]:
+        """Files that turned out unreadable since the last call, and why."""
+        ...
+
+
+class EmojiSource:
+    """The bundled scenes. What differs is the drawings: 40 classes in three styles."""
+
+    class_names = EmojiScenes.class_names
+    distinct = EmojiScenes.num_classes * len(STYLES)
+
+    def __init__(self, config: TrainConfig) -> None:
+        """Raises BadConfig for pictures that are not square."""
+        model = config.model
+        if model.input_height != model.input_width:
+            raise BadConfig(
+                f"emoji scenes are square, found {model.input_height} x {model.input_width}",
+                field="model.input_size",
+            )
+        self._scenes = EmojiScenes(seed=config.seed, size=model.input_height)
+        self._labels = _positions(self.class_names, config)
+
+    def batch(self, indices: Sequence[int]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """As `Source` says."""
+        images, labels, _ = self._scenes.batch(indices)
+        return images, self._labels[labels]
+
+    def newly_bad(self) -> list[tuple[str, str]]:
+        """Never any."""
+        return []
+
+
+class FolderSource:
+    """Class folders of pictures."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        """Raises BadDataset if there are none."""
+        model = config.model
+        self._folder = PictureFolder(
+            config.data,
+            size=(model.input_height, model.input_width),
+            seed=config.seed,
+            flip=config.flip,
+            max_bad=config.max_bad_pictures,
+        )
+        self.class_names, self.distinct = self._folder.class_names, len(self._folder)
+        self._labels = _positions(self.class_names, config)
+        self._told = 0
+
+    def batch(self, indices: Sequence[int]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """As `Source` says."""
+        images, labels = self._folder.batch(indices)
+        return images, self._labels[labels]
+
+    def newly_bad(self) -> list[tuple[str, str]]:
+        """As `Source` says."""
+        found = [(str(file), why) for file, why in self._folder.bad.copy().items()]
+        fresh, self._told = found[self._told :], len(found)
+        return fresh
+
+
+def data_source(config: TrainConfig) -> Source:
+    """The pictures of a configuration.
+
+    Raises:
+        BadDataset: as `PictureFolder`.
+        BadConfig: the data has classes that the network has no labels for, or the network does not
+            work on pictures.
+    """
+    if config.model.in_channels != 3:
+        raise BadConfig(
+            f"found {config.model.in_channels}",
+            field="model.in_channels",
+            expected="3: trainings are on pictures, not on the latents of an autoencoder",
+        )
+    return EmojiSource(config) if config.data == EMOJI else FolderSource(config)
+
+
+def label_names(config: TrainConfig) -> tuple[str, ...]:
+    """Class names by label of a training."""
+    return config.labels or EmojiScenes.class_names
+
+
+def _positions(names: tuple[str, ...], config: TrainConfig) -> NDArray[np.int64]:
+    """The label of each class of the data."""
+    labels = config.labels or names
+    strange = [name for name in names if name not in labels]
+    if strange:
+        raise BadConfig(f"the data has classes without a label: {listed(strange)}", field="labels")
+    if len(labels) != config.model.num_classes:
+        raise BadConfig(
+            f"found {config.model.num_classes}",
+            field="model.num_classes",
+            expected=f"{len(labels)}, the number of classes",
+        )
+    return np.array([labels.index(name) for name in names], np.int64)
