@@ -23,6 +23,7 @@ from ditscope.core.atomic import new_file
 from ditscope.diffusion.noise import sample_seed
 from ditscope.errors import BadCheckpoint, NumericalError, ResourceError
 from ditscope.model.dit import DiT
+from ditscope.train.attention import FastBackward
 from ditscope.train.batches import Batch, batches
 from ditscope.train.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
 from ditscope.train.coarse import coarse_model, refine
@@ -251,8 +252,9 @@ class Training:
         total = torch.zeros(())
         for part in self._parts(noisy):
             share = len(part.x0) / self.config.batch_size
-            loss = self.objective.losses(self.worker, part).mean() * share
-            loss.backward()
+            with FastBackward():  # also around the backward pass, which may repeat a block
+                loss = self.objective.losses(self.worker, part).mean() * share
+                loss.backward()
             self.worker.hand_gradients_to(self.model)
             total += loss.detach()
         return total

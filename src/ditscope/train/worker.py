@@ -12,8 +12,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ditscope.train.attention import FastBackward
-
 
 class Worker(nn.Module):
     """`network` in the number type of a step. With "fp32" it is the network itself."""
@@ -25,8 +23,7 @@ class Worker(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """As the network's, from and to float32: (B, C, h, w), (B,), (B,) -> (B, C_out, h, w)."""
-        with FastBackward():
-            return self.network(x.bfloat16() if self.lowered else x, t, y).float()
+        return self.network(x.bfloat16() if self.lowered else x, t, y).float()
 
     @torch.no_grad()
     def hand_gradients_to(self, network: nn.Module) -> None:
