@@ -118,13 +118,17 @@ def test_parts_of_a_batch_add_up(tmp_path: Path) -> None:
         torch.testing.assert_close(split, whole, rtol=1e-4, atol=1e-6)
 
 
-def test_blocks_that_are_computed_twice_give_the_same_bits(tmp_path: Path) -> None:
+def test_blocks_that_are_computed_twice_give_the_same(tmp_path: Path) -> None:
     for precision in ("fp32", "bf16"):
         loss, plain = gradients(tmp_path / f"{precision} plain", precision=precision)
         again, twice = gradients(
             tmp_path / f"{precision} twice", precision=precision, grad_checkpoint=True
         )
-        assert again == loss and torch.equal(twice, plain)
+        assert again == loss
+        if precision == "fp32":
+            assert torch.equal(twice, plain)
+        else:  # other gradients of attention: see `FastBackward`
+            assert (twice - plain).norm() < 2**-7 * plain.norm()
 
 
 def test_blocks_that_are_computed_twice_keep_less() -> None:

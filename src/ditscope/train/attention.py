@@ -74,9 +74,9 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        shapes = [tensor.shape for tensor in ctx.saved_tensors]
-        q, k, v = (tensor.flatten(0, 1) for tensor in ctx.saved_tensors)  # (T, N, K), (T, M, K)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors  # may be unpacked once only
+        q, k, v = (tensor.flatten(0, 1) for tensor in saved)  # (T, N, K), (T, M, K)
         gradient = gradient.flatten(0, 1)
         dq, dk, dv = (torch.empty_like(tensor) for tensor in (q, k, v))
         tile = max(1, TILE_ELEMENTS // (q.shape[1] * k.shape[1]))
@@ -90,5 +90,5 @@ class _Attention(torch.autograd.Function):
             torch.bmm(ds, k[heads], out=dq[heads])
             torch.bmm(ds.mT, scaled, out=dk[heads])
         dq.mul_(ctx.scale)
-        dq, dk, dv = (each.view(shape) for each, shape in zip((dq, dk, dv), shapes, strict=True))
-        return dq, dk, dv, None
+        parts = (each.view(x.shape) for each, x in zip((dq, dk, dv), saved, strict=True))
+        return *parts, None

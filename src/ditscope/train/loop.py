@@ -252,9 +252,10 @@ class Training:
         total = torch.zeros(())
         for part in self._parts(noisy):
             share = len(part.x0) / self.config.batch_size
-            with FastBackward():  # also around the backward pass, which may repeat a block
+            # A block that is computed again is so outside of any mode, and must do the same twice.
+            with contextlib.nullcontext() if self.config.grad_checkpoint else FastBackward():
                 loss = self.objective.losses(self.worker, part).mean() * share
-                loss.backward()
+            loss.backward()
             self.worker.hand_gradients_to(self.model)
             total += loss.detach()
         return total
