@@ -50,18 +50,17 @@ def kinds(run: Run, *, branch: Branch = "cond", title: str | None = None) -> Plo
     cell = float(numpy.clip(room / columns, *CELL_WIDTH))
     high = float(numpy.clip(4.0 / rows, *CELL_HEIGHT))
     rules = dict(zip(found["kind"].values.tolist(), found["rule"].values.tolist(), strict=True))
-    missing = {
-        kind: text
-        for kind, text in zip(found["kind"].values.tolist(), found["missing"].values, strict=True)
-        if text
-    }
+    missing: dict[str, list[str]] = {}
+    for kind, text in zip(found["kind"].values.tolist(), found["missing"].values, strict=True):
+        if text:
+            missing.setdefault(str(text), []).append(kind)
     present = [name for name in KIND_COLOURS if (called == name).any()]
     lines = {
         name: wrapped(rules.get(name, "no rule holds"), NOTE, LEGEND - 0.3) for name in present
     }
     legend = sum((len(text) + 1) * NOTE * LINE + 0.1 for text in lines.values())
     body = HEAD_ROOM + max(rows * high, legend)
-    notes = [f"Not told: {kind}. {text}" for kind, text in missing.items()]
+    notes = [f"Not told: {', '.join(names)}. {text}" for text, names in missing.items()]
     page = sheet(
         title or "What kind of head each attention head is",
         sentence(
