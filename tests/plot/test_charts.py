@@ -92,7 +92,7 @@ def test_kinds_writes_and_colours_every_head(tmp_path):
 def test_kinds_says_what_cannot_be_told(tmp_path):
     run = with_maps(tmp_path / "run", built, grid=GRID, qk_steps=())
     words = drawn.words(ds.plot.kinds(run)).replace("\n", " ")
-    assert "Not told: row. Record them: ditscope sample --attention-debug --qk-steps 5" in words
+    assert "Not told: diagonal, row, column, semantic, branch-insensitive. Record them:" in words
 
 
 def test_differences_draws_every_place_and_dots_what_is_beyond_chance(tmp_path):

@@ -226,8 +226,9 @@ def _fix(run: Run, kind: Kind) -> str:
     """What to record so that this kind can be told."""
     if set(kind.needs) <= FROM_STATISTICS.keys():
         return RECORD_STATISTICS
+    branches = {name for record in run.steps for name in record.branches}
+    if "branch_overlap" in kind.needs and len(branches) < 2:
+        return f"{RECORD_BRANCHES} --qk-steps 5"
     if not run.manifest.qk_steps:
         return RECORD_MAPS
-    if "branch_overlap" in kind.needs:
-        return f"{RECORD_BRANCHES} --qk-steps 5"
     return "this model has no known patch grid, or the picture no object"

@@ -9,7 +9,7 @@ from matplotlib.patches import Rectangle
 from ditscope.analysis.head_kinds import OTHER, head_kinds
 from ditscope.core.axes import Branch
 from ditscope.plot.head_atlas import BRANCH_WORDS
-from ditscope.plot.sheet import LINE, MARGIN, WIDTH, sheet, wrapped
+from ditscope.plot.sheet import LINE, MARGIN, WIDTH, Sheet, sheet, wrapped
 from ditscope.plot.theme import INK, MUTED, NOTE, PANEL_TITLE, Plot, themed
 from ditscope.plot.words import counted, sentence
 from ditscope.runs.reader import Run
@@ -50,18 +50,17 @@ def kinds(run: Run, *, branch: Branch = "cond", title: str | None = None) -> Plo
     cell = float(numpy.clip(room / columns, *CELL_WIDTH))
     high = float(numpy.clip(4.0 / rows, *CELL_HEIGHT))
     rules = dict(zip(found["kind"].values.tolist(), found["rule"].values.tolist(), strict=True))
-    missing = {
-        kind: text
-        for kind, text in zip(found["kind"].values.tolist(), found["missing"].values, strict=True)
-        if text
-    }
+    missing: dict[str, list[str]] = {}
+    for kind, text in zip(found["kind"].values.tolist(), found["missing"].values, strict=True):
+        if text:
+            missing.setdefault(str(text), []).append(kind)
     present = [name for name in KIND_COLOURS if (called == name).any()]
     lines = {
         name: wrapped(rules.get(name, "no rule holds"), NOTE, LEGEND - 0.3) for name in present
     }
     legend = sum((len(text) + 1) * NOTE * LINE + 0.1 for text in lines.values())
     body = HEAD_ROOM + max(rows * high, legend)
-    notes = [f"Not told: {kind}. {text}" for kind, text in missing.items()]
+    notes = [f"Not told: {', '.join(names)}. {text}" for text, names in missing.items()]
     page = sheet(
         title or "What kind of head each attention head is",
         sentence(
@@ -93,17 +92,20 @@ def kinds(run: Run, *, branch: Branch = "cond", title: str | None = None) -> Plo
                 va="center",
             )
     _number(axes, rows, columns, cell)
-    y = top
     left = MARGIN + LEFT + columns * cell + GAP
     for name in present:
-        number = int((called == name).sum())
-        swatch = page.panel(left, y + 0.015, 0.16, 0.13)
-        swatch.set_facecolor(KIND_COLOURS[name][0])
-        page.text(left + 0.24, y, f"{name}, {counted('', number, 'head').strip()}", color=INK)
-        y += NOTE * LINE
-        page.text(left + 0.24, y, "\n".join(lines[name]), linespacing=1.25)
-        y += len(lines[name]) * NOTE * LINE + 0.1
+        words = f"{name}, {counted('', int((called == name).sum()), 'head').strip()}"
+        top = _explain(page, left, top, name, words, lines[name])
     return page.figure
+
+
+def _explain(page: Sheet, left: float, top: float, name: str, words: str, rule: list[str]) -> float:
+    """One kind of the legend: its colour, `words` and the rule; where the next one begins."""
+    page.panel(left, top + 0.015, 0.16, 0.13).set_facecolor(KIND_COLOURS[name][0])
+    page.text(left + 0.24, top, words, color=INK)
+    top += NOTE * LINE
+    page.text(left + 0.24, top, "\n".join(rule), linespacing=1.25)
+    return top + len(rule) * NOTE * LINE + 0.1
 
 
 def _written(name: str, cell: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.patheffects import withStroke
@@ -71,23 +72,26 @@ def phases(
     axes.tick_params(length=2.5, width=0.8, labelsize=NOTE, colors=MUTED)
     axes.set_ylabel("layer", fontsize=NOTE)
     axes.set_xlabel("step, and its noise level", fontsize=NOTE)
-    positions = [int(numpy.flatnonzero(steps == start)[0]) for start in starts]
-    for i, start in enumerate(positions):
-        end = positions[i + 1] if i + 1 < count else len(steps)
-        if i:
-            edge = withStroke(linewidth=3.0, foreground=EDGE)
-            axes.axvline(start - 0.5, color="white", linewidth=1.5, path_effects=[edge])
-        axes.annotate(
-            f"phase {i + 1}",
-            ((start + end - 1) / 2, 1.02),
-            xycoords=axes.get_xaxis_transform(),
-            ha="center",
-            va="bottom",
-            fontsize=NOTE,
-        )
+    _mark(axes, [int(numpy.flatnonzero(steps == start)[0]) for start in starts], len(steps))
     bar = page.panel(MARGIN + LEFT + width + 0.16, page.top + HEAD, BAR, height)
     page.figure.colorbar(ScalarMappable(norm, STATISTIC_COLOURS), cax=bar).set_label(
         words, fontsize=NOTE
     )
     bar.tick_params(length=2.5, width=0.8, labelsize=NOTE, colors=MUTED)
     return page.figure
+
+
+def _mark(axes: Axes, starts: list[int], end: int) -> None:
+    """White lines between the phases, and their numbers above."""
+    for i, (start, stop) in enumerate(zip(starts, [*starts[1:], end], strict=True)):
+        if i:
+            edge = withStroke(linewidth=3.0, foreground=EDGE)
+            axes.axvline(start - 0.5, color="white", linewidth=1.5, path_effects=[edge])
+        axes.annotate(
+            f"phase {i + 1}",
+            ((start + stop - 1) / 2, 1.02),
+            xycoords=axes.get_xaxis_transform(),
+            ha="center",
+            va="bottom",
+            fontsize=NOTE,
+        )

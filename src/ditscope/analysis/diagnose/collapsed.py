@@ -27,7 +27,7 @@ def check(run: Run) -> list[Finding]:
         if site.keys < 2:
             continue
         values = entropy.sel(layer=site.index).isel(head=slice(0, site.heads))
-        widest = numpy.exp(values.max("head", skipna=False)).transpose("sample", "step").values
+        widest = numpy.exp(values.max("head", skipna=False).transpose("sample", "step").values)
         holds = widest.mean(0) <= THRESHOLD.value
         if holds.mean() < LASTING:
             continue

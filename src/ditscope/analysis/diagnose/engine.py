@@ -87,7 +87,7 @@ def diagnose(run: Run, rules: Sequence[str] | None = None) -> Diagnosis:
             findings += RULES[name].check(run)
             checked.append(name)
         except BadRequest as error:
-            skipped[name] = str(error)
+            skipped[name] = ". ".join(filter(None, (error.problem, error.fix)))
     if not checked and not run.manifest.statistics:
         raise BadRequest(next(iter(skipped.values())))
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
