@@ -64,7 +64,8 @@ def test_breaking_any_file_operation(how: str, every: int) -> None:
     for case in found:
         assert case["damaged"] == [] and case["again"] == FINISHED, case
         assert case["equal"] and case["left"] == [], case
-    assert {case["step"] for case in found} >= {0, 2, 6}
+    # One save that fails is made up for by the next, so only a kill leaves the middle.
+    assert {case["step"] for case in found} >= ({0, 2, 6} if how == "kill" else {0, 6})
 
 
 RECIPE = """
