@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ditscope.attention import watch as watch_module
 from ditscope.attention.watch import watch
 from ditscope.core.sites import TokenGrid
-from ditscope.core.statistics import STATISTICS
+from ditscope.core.statistics import DEFAULT_METRICS
 from ditscope.errors import BadRequest, NothingWatched
 from tests.attention.reference import HandWrittenAttention, Plain, tiny_dit
 
@@ -35,7 +35,7 @@ def test_as_promised():
     assert [site.name for site in seen.sites] == [f"blocks.{i}.attn" for i in range(3)]
     assert seen.not_seen == ()
     assert seen.stats.sizes == {"forward": 2, "sample": 2, "site": 3, "head": 2}
-    assert set(seen.stats) == set(STATISTICS)
+    assert set(seen.stats) == set(DEFAULT_METRICS)
     assert seen.stats["rms_distance"].attrs["units"] == "patches"
     assert seen.stats.isel(forward=0).equals(seen.stats.isel(forward=1))
     one = seen.stats["entropy"].sel(site="blocks.1.attn").isel(forward=-1, sample=0, head=1)
@@ -60,7 +60,7 @@ def test_can_be_read_inside_the_block(model):
 
 
 def test_forwards_of_other_batch_sizes(model):
-    with watch(model, statistics=["entropy"]) as seen:
+    with watch(model, metrics=["entropy"]) as seen:
         model(X[:1])
         model(X)
     entropy = seen.stats["entropy"]
@@ -278,8 +278,8 @@ def test_fake_forward_is_not_watched(model):
 def test_what_cannot_be_watched(model):
     with pytest.raises(BadRequest, match=r"a dict cannot be watched(?s:.*)pipe\.transformer"):
         watch({})
-    with pytest.raises(BadRequest, match="no statistic"):
-        watch(model, statistics=["speed"])
+    with pytest.raises(BadRequest, match="no metric speed"):
+        watch(model, metrics=["speed"])
     with pytest.raises(
         BadRequest, match="keep: third fits no site; expected globs of first, second"
     ):

@@ -13,30 +13,19 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from ditscope.attention.metrics.plan import plan_of
 from ditscope.attention.operands import Operands, operands
 from ditscope.attention.seam import AttentionCall, Seam
-from ditscope.attention.stats import statistics_and_lse
+from ditscope.attention.stats import measure
 from ditscope.core.sites import Site
-from ditscope.core.statistics import STATISTICS
-from ditscope.errors import BadRequest, NothingWatched, listed
+from ditscope.core.statistics import DEFAULT_METRICS
+from ditscope.errors import NothingWatched, listed
 
 OnQK = Callable[[Site, Tensor, Tensor, Tensor], None]
 """(site, q (B, H, N, K), k (B, H, M, K), log-sum-exp (B, H, N) float32)."""
 
 OnAttention = Callable[[Site, Operands, Tensor], None]
 """(site, everything that makes its map, log-sum-exp (B, H, N) float32)."""
-
-
-def known_statistics(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, if all are in `STATISTICS`; else BadRequest."""
-    unknown = [name for name in names if name not in STATISTICS]
-    if unknown:
-        raise BadRequest(
-            f"there is no statistic {listed(unknown)}",
-            field="statistics",
-            expected=f"some of {listed(STATISTICS)}",
-        )
-    return tuple(names)
 
 
 class Capture:
@@ -53,7 +42,7 @@ class Capture:
     def __init__(
         self,
         sites: Sequence[Site],
-        statistics: Sequence[str] = tuple(STATISTICS),
+        metrics: Sequence[str] = DEFAULT_METRICS,
         on_qk: OnQK | None = None,
         *,
         on_attention: OnAttention | None = None,
@@ -62,14 +51,14 @@ class Capture:
 
         Args:
             sites: From `census`.
-            statistics: Names in `STATISTICS`; none is allowed.
+            metrics: Names of registered metrics; none is allowed.
             on_qk: Called after each attention call with its operands, which it may keep.
             on_attention: As on_qk, with the mask and the scale.
 
         Raises:
-            BadRequest: there is no such statistic.
+            BadRequest: there is no such metric.
         """
-        self._sites, self._names = tuple(sites), known_statistics(statistics)
+        self._sites, self._plan = tuple(sites), plan_of(metrics)
         self._on_qk, self._on_attention = on_qk, on_attention
         self._seam = Seam(self._observe)
         self._calls = 0
@@ -95,9 +84,10 @@ class Capture:
 
         Where sites differ in rows or heads, the smaller are filled up with NaN.
         """
-        if not self._names:
+        names = self._plan.names
+        if not names:
             return {}
-        found = [torch.stack([each[name] for name in self._names]) for each in self._found]
+        found = [torch.stack([each[name] for name in names]) for each in self._found]
         rows, heads = (max(each.shape[axis] for each in found) for axis in (1, 2))
         filled = [
             torch.nn.functional.pad(
@@ -106,7 +96,7 @@ class Capture:
             for each in found
         ]
         table = torch.stack(filled, dim=2).cpu()  # (names, B, L, H)
-        return dict(zip(self._names, table, strict=True))
+        return dict(zip(names, table, strict=True))
 
     def _observe(self, call: AttentionCall, output: Tensor) -> None:
         if isinstance(call.q, FakeTensor):  # the census of a part that is watched as well
@@ -121,14 +111,14 @@ class Capture:
             self._differing.append(f"{site.name}: {_shape(attention)} instead of {_shape_of(site)}")
             return
         wants_lse = self._on_qk or self._on_attention
-        if not (self._names or wants_lse):
+        if not (self._plan.names or wants_lse):
             return
-        values, lse = statistics_and_lse(attention, site.grid, self._names)
-        self._found.append(values)
+        found = measure(attention, self._plan, site.grid, site.segments)
+        self._found.append(found.heads)
         if self._on_qk:
-            self._on_qk(site, attention.q, attention.k, lse)
+            self._on_qk(site, attention.q, attention.k, found.lse)
         if self._on_attention:
-            self._on_attention(site, attention, lse)
+            self._on_attention(site, attention, found.lse)
 
     def _check(self) -> None:
         missing = [site.name for site in self._sites[self._calls :]]

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ditscope.core.sites import TokenGrid
+
 P = ParamSpec("P")
 
 
@@ -27,15 +29,21 @@ def _remembered(make: Callable[P, Tensor]) -> Callable[P, Tensor]:
     return table
 
 
-@_remembered
-def squared_distances(
-    height: int, width: int, first: int, last: int, device: torch.device
-) -> Tensor:
+def squared_distances(grid: TokenGrid, first: int, last: int, device: torch.device) -> Tensor:
     """From patches `first` .. `last - 1` to all patches: (n, I) float32."""
-    token = torch.arange(height * width, device=device)
-    y, x = (token // width).float(), (token % width).float()
-    some = slice(first, last)
-    return (y[some, None] - y).square_() + (x[some, None] - x).square_()
+    return _squared_distances(grid.frames, grid.height, grid.width, first, last, device)
+
+
+@_remembered
+def _squared_distances(
+    frames: int, height: int, width: int, first: int, last: int, device: torch.device
+) -> Tensor:
+    token = torch.arange(frames * height * width, device=device)
+    t, y, x = token // (height * width), token // width % height, token % width
+    square = torch.zeros((), device=device)
+    for place in (y.float(), x.float(), t.float())[: 3 if frames > 1 else 2]:
+        square = square + (place[first:last, None] - place).square_()
+    return square
 
 
 @_remembered

@@ -23,12 +23,13 @@ import xarray
 from torch import Tensor, nn
 from torch._guards import detect_fake_mode
 
-from ditscope.attention.capture import Capture, known_statistics
+from ditscope.attention.capture import Capture
 from ditscope.attention.census import Census, refuse_fused, take_census
+from ditscope.attention.metrics.registry import known_metrics
 from ditscope.attention.operands import Operands
 from ditscope.attention.rows import attention_columns, attention_rows
 from ditscope.core.sites import Site, TokenGrid
-from ditscope.core.statistics import STATISTICS
+from ditscope.core.statistics import DEFAULT_METRICS, STATISTICS
 from ditscope.errors import BadRequest, NothingWatched, listed
 
 KEPT_BYTES = 2**30
@@ -40,7 +41,7 @@ Kept = dict[str, tuple[Operands, Tensor]]  # by site: what makes its map, log-su
 def watch(
     model: nn.Module,
     *,
-    statistics: Sequence[str] = tuple(STATISTICS),
+    metrics: Sequence[str] = DEFAULT_METRICS,
     keep: Sequence[str] | None = None,
     grid: TokenGrid | Mapping[str, TokenGrid] | None = None,
 ) -> Watch:
@@ -48,14 +49,15 @@ def watch(
 
     Args:
         model: Any module whose attention calls `F.scaled_dot_product_attention`.
-        statistics: Names in `ditscope.core.statistics.STATISTICS`.
+        metrics: Names in `ditscope.core.statistics.STATISTICS`, your own among them.
         keep: Globs of site names whose queries and keys are kept in every forward, for `rows`. By
             default those of all sites, of the last forward alone, if they take 1 GiB or less.
         grid: The grid of image tokens, if the model is not one whose grid is known: for all
             self-attention, or per glob of site names. Distances need it.
 
     Raises:
-        BadRequest: model is no module; later, on the first forward, a glob or grid fits no site.
+        BadRequest: model is no module, or there is no such metric; later, on the first forward, a
+            glob or grid fits no site.
         NothingWatched: from a forward in the block, if no attention can be seen in it or not what
             the census expects; at the end of the block, if there was no forward.
     """
@@ -72,7 +74,7 @@ def watch(
             field="model",
             fix="instead of model.compile(), use compiled = torch.compile(model) and watch that",
         )
-    return Watch(model, statistics, keep, grid)
+    return Watch(model, metrics, keep, grid)
 
 
 @dataclass
@@ -101,12 +103,12 @@ class Watch:
     def __init__(
         self,
         model: nn.Module,
-        statistics: Sequence[str],
+        metrics: Sequence[str],
         keep: Sequence[str] | None,
         grid: TokenGrid | Mapping[str, TokenGrid] | None,
     ) -> None:
         self._model, self._grid = model, grid
-        self._names = known_statistics(statistics)
+        self._names = known_metrics(metrics)
         self._keep = None if keep is None else tuple(keep)
         self._census: Census | None = None
         self._forwards: list[_Forward] = []

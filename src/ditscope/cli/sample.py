@@ -86,7 +86,7 @@ def sample(
         "batch_size": batch_size,
     }
     if not attention_debug:
-        settings["statistics"] = ()
+        settings["metrics"] = ()
     run, pictures = record(
         pipe, labels, out or new_run(pipe, labels), overwrite, qk_steps, settings
     )

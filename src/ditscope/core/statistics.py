@@ -1,34 +1,58 @@
-"""The per-head statistics of attention: what each number means, its unit and its exact bounds.
+"""The metrics of attention: what each number means, its unit and its exact bounds.
 
 Making and reading share this table, so that a stored number cannot change its meaning on the way.
-For one query, `p` is its attention over the keys; a head's statistic is the reduction named here.
+For query i and key j, `p_ij` is the attention; `x_i` is the place of a patch on its grid, `N` and
+`M` count queries and keys. What has a place is about image queries and image keys alone, and
+renormalised to them; a query that a mask hides every key from is left out.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from ditscope.core.sites import Site
 
+Bound = Callable[[Site], float]
+
+METRIC_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+
+
+def _zero(site: Site) -> float:
+    return 0.0
+
 
 @dataclass(frozen=True)
 class Statistic:
-    """One number per (step, branch, sample, layer, head), between 0 and `maximum` of its site."""
+    """One number per (step, branch, sample, layer, head), from `minimum` to `maximum` of a site."""
 
     name: str
     long_name: str
-    unit: Literal["nats", "patches", "1"]
+    unit: str  # "nats", "patches", "1", ...
     formula: str
     source: str
-    maximum: Callable[[Site], float]  # NaN where the statistic is undefined
+    maximum: Bound  # NaN where the metric is undefined
+    minimum: Bound = _zero
+    axis: Literal["query", "key"] | None = "query"  # of its numbers of single tokens, if any
+    gaps: bool = False  # may be undefined where it is evaluated, and is NaN there
 
 
 def _diagonal(site: Site) -> float:
-    return math.hypot(site.grid.height - 1, site.grid.width - 1) if site.grid else math.nan
+    return site.grid.diagonal if site.grid else math.nan
 
+
+def _on_grid(bound: Bound) -> Bound:
+    return lambda site: bound(site) if site.grid else math.nan
+
+
+def _constant(value: float) -> Bound:
+    return lambda site: value
+
+
+_SHARE = _constant(1.0)
 
 STATISTICS = {
     statistic.name: statistic
@@ -55,7 +79,12 @@ STATISTICS = {
             unit="1",
             formula="max_j mean_i p_ij",
             source="Xiao et al. 2024, arXiv:2309.17453",
-            maximum=lambda site: 1.0,
+            maximum=_SHARE,
+            axis="key",
         ),
     )
 }
+"""Every metric that is known, by name. `ditscope.metric` adds to it."""
+
+DEFAULT_METRICS = ("entropy", "rms_distance", "received_max")
+"""What is measured if nothing else is asked for: the price of one or two attention calls."""

@@ -63,7 +63,7 @@ def sample(
         settings: Fields of `ditscope.sampling.job.Settings`: steps, cfg_scale, seed, sampler, ...
 
     Raises:
-        BadRequest: an unknown class, setting, sampler or statistic, or a value out of range.
+        BadRequest: an unknown class, setting, sampler or metric, or a value out of range.
         ResourceError: the run cannot be written; found before anything is computed if it can be.
         NumericalError: NaN or Inf; names the step and the rows.
         NothingWatched: the network made other attention calls than its census says.

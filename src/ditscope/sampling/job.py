@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
+from ditscope.attention.metrics.registry import known_metrics
 from ditscope.core.labels import find_class
-from ditscope.core.statistics import STATISTICS
+from ditscope.core.statistics import DEFAULT_METRICS
 from ditscope.diffusion import sampler
 from ditscope.diffusion.noise import sample_seed
 from ditscope.diffusion.schedule import SamplerPlan
@@ -31,7 +32,7 @@ class Settings(BaseModel):
     clip_denoised: bool = False
     seed: NonNegativeInt = 0
     batch_size: PositiveInt = 8  # samples that go through the network together
-    statistics: tuple[str, ...] = tuple(STATISTICS)  # of a recorded run
+    metrics: tuple[str, ...] = DEFAULT_METRICS  # of a recorded run
     qk_steps: tuple[NonNegativeInt, ...] = ()  # evaluations whose Q, K and log-sum-exp are stored
 
 
@@ -61,7 +62,7 @@ def make_job(pipe: Pipeline, labels: Sequence[str | int], settings: dict[str, ob
     """Check everything that can be checked without computing.
 
     Raises:
-        BadRequest: no label, or an unknown class, setting, sampler or statistic, or a value out of
+        BadRequest: no label, or an unknown class, setting, sampler or metric, or a value out of
             range.
     """
     chosen = _settings(settings)
@@ -78,7 +79,7 @@ def make_job(pipe: Pipeline, labels: Sequence[str | int], settings: dict[str, ob
         pipe.process, name, steps, eta=chosen.eta, clip_denoised=chosen.clip_denoised
     )
     _check_guidance(pipe, chosen, scale)
-    _check_known("statistics", chosen.statistics, tuple(STATISTICS))
+    known_metrics(chosen.metrics)
     _check_known("qk_steps", chosen.qk_steps, range(len(plan.evaluations)))
     return Job(pipe, chosen, classes, plan, scale)
 

@@ -77,10 +77,10 @@ class Recorder:
             parts = (_stored(part).reshape(*shape, *part.shape[1:]) for part in (q, k, lse))
             self._writer.write_qk(evaluation.index, site.index, *parts, first_sample=batch[0])
 
-        if not settings.statistics and not keeps_qk:
+        if not settings.metrics and not keeps_qk:
             yield
             return
-        capture = Capture(self._sites, settings.statistics, keep if keeps_qk else None)
+        capture = Capture(self._sites, settings.metrics, keep if keeps_qk else None)
         with capture:
             yield
         self._stats.append(
@@ -91,7 +91,7 @@ class Recorder:
         """Make the evaluation at state `x` (S, C, h, w) part of the run."""
         stats = {
             name: np.concatenate([part[name] for part in self._stats], axis=1)
-            for name in self._job.settings.statistics
+            for name in self._job.settings.metrics
         }
         self._stats.clear()
         self._writer.write_step(evaluation.index, x.cpu().numpy(), stats)
@@ -162,7 +162,7 @@ def manifest_of(job: Job, sites: tuple[Site, ...]) -> RunManifest:
         ),
         latent_shape=pipe.latent_shape,
         sites=sites,
-        statistics=settings.statistics,
+        statistics=settings.metrics,
         qk_steps=settings.qk_steps,
         qk_dtype=pipe.dtype if settings.qk_steps else None,
         scales=tuple(site.head_width**-0.5 for site in sites),
