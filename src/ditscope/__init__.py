@@ -13,6 +13,9 @@ from ditscope.version import __version__
 
 if TYPE_CHECKING:
     from ditscope import plot
+    from ditscope.attention.metrics.plan import explain
+    from ditscope.attention.metrics.registry import metric
+    from ditscope.attention.metrics.segments import mask_metric
     from ditscope.attention.watch import watch
     from ditscope.model.config import DiTConfig
     from ditscope.model.dit import DiT, build
@@ -25,7 +28,10 @@ __all__ = [
     "DiTConfig",
     "__version__",
     "build",
+    "explain",
     "load",
+    "mask_metric",
+    "metric",
     "open_run",
     "plot",
     "sample",
@@ -38,7 +44,10 @@ _HOME = {
     "DiT": "ditscope.model.dit",
     "DiTConfig": "ditscope.model.config",
     "build": "ditscope.model.dit",
+    "explain": "ditscope.attention.metrics.plan",
     "load": "ditscope.pipeline",
+    "mask_metric": "ditscope.attention.metrics.segments",
+    "metric": "ditscope.attention.metrics.registry",
     "open_run": "ditscope.runs.reader",
     "sample": "ditscope.sampling.draw",
     "watch": "ditscope.attention.watch",

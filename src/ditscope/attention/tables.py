@@ -46,6 +46,29 @@ def _squared_distances(
     return square
 
 
+def distances(grid: TokenGrid, first: int, last: int, device: torch.device) -> Tensor:
+    """As `squared_distances`, with the root taken."""
+    return _distances(grid.frames, grid.height, grid.width, first, last, device)
+
+
+@_remembered
+def _distances(
+    frames: int, height: int, width: int, first: int, last: int, device: torch.device
+) -> Tensor:
+    return _squared_distances(frames, height, width, first, last, device).sqrt()
+
+
+def places(grid: TokenGrid, device: torch.device) -> Tensor:
+    """Frame, grid row and grid column of each patch, from the middle of the grid: (I, 3)."""
+    return _places(grid.frames, grid.height, grid.width, device)
+
+
+@_remembered
+def _places(frames: int, height: int, width: int, device: torch.device) -> Tensor:
+    axes = [torch.arange(n, device=device) - (n - 1) / 2 for n in (frames, height, width)]
+    return torch.cartesian_prod(*axes)
+
+
 @_remembered
 def lines(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The grid column and then the grid row of each patch, as one-hot vectors: (I, G)."""

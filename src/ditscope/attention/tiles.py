@@ -149,8 +149,9 @@ def _evidence(groups: list[_Sums], images: Collection[str]) -> Evidence:
     """The sums of all heads, as means: NaN, as 0 / 0, where they cover no query."""
 
     def over(sums: Tensor, count: Tensor | int) -> Tensor:
-        wide = isinstance(count, Tensor) and sums.dim() == 2
-        return sums / (count.unsqueeze(-1) if wide else count)
+        if isinstance(count, Tensor) and sums.dim() == 2:
+            count = count.unsqueeze(-1)
+        return sums / count
 
     def mean(group: _Sums, name: str) -> Tensor:
         return over(group.sums[name], group.placed if name in images else group.seeing)

@@ -3,4 +3,4 @@
 Importing this package registers all that are described in `ditscope.core.statistics`.
 """
 
-from ditscope.attention.metrics import distance, received, spread  # noqa: F401
+from ditscope.attention.metrics import distance, likeness, received, segments, spread  # noqa: F401

@@ -47,19 +47,17 @@ def measured(evidence: Evidence, scope: Scope, plan: Plan) -> Measured:
             mean = _expected(metric, evidence.share, scope)
         heads[metric.name] = undefined if mean is None else metric.finished(mean, scope)
         if plan.tokens and metric.statistic.axis:
-            each = evidence.tokens.get(metric.name)
-            tokens[metric.name] = (
-                torch.full_like(evidence.lse, torch.nan)
-                if each is None
-                else metric.finished(each, scope)
-            )
+            if metric.name in evidence.tokens:
+                tokens[metric.name] = metric.finished(evidence.tokens[metric.name], scope)
+            else:
+                tokens[metric.name] = torch.full_like(evidence.lse, torch.nan)
     for metric in plan.received:
         assert evidence.share is not None
-        each = metric.reduce(evidence.share, scope)
-        heads[metric.name] = undefined if each is None else metric.finished(each, scope)
+        share = metric.reduce(evidence.share, scope)
+        heads[metric.name] = undefined if share is None else metric.finished(share, scope)
         if plan.tokens and metric.statistic.axis:
             none = torch.full_like(evidence.share, torch.nan)
-            tokens[metric.name] = none if each is None else each
+            tokens[metric.name] = none if share is None else share
     for metric in plan.derived:
         heads[metric.name] = metric.finished(metric.reduce(heads[metric.needs], scope), scope)
         if metric.needs in tokens:
