@@ -29,7 +29,7 @@ UNITS = {"patches": 10.0, "keys": 30.0}  # errors are relative to the size of su
 def wrong(call, grid=None, segments=(), *, names=NAMES, tokens=False, bound=1e-5):
     """Metrics that are not within `bound` of the reference, or missing where it is not."""
     heads, each = exact_metrics(call, grid, segments)
-    found = measure(operands(call), plan_of(names, tokens=tokens), grid, segments)
+    found = measure(operands(call), plan_of(names, "tokens" if tokens else "heads"), grid, segments)
     pairs = [(name, found.heads[name], heads[name]) for name in names]
     if tokens:
         with_tokens = [name for name in names if STATISTICS[name].axis]

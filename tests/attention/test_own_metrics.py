@@ -30,7 +30,7 @@ def close(value, wanted):
 
 
 def found(name, call, grid=GRID, segments=(), tokens=False):
-    return measure(operands(call), plan_of([name], tokens=tokens), grid, segments)
+    return measure(operands(call), plan_of([name], "tokens" if tokens else "heads"), grid, segments)
 
 
 def test_of_tiles():

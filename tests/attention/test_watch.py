@@ -69,6 +69,20 @@ def test_forwards_of_other_batch_sizes(model):
     assert np.array_equal(entropy[0, 0], entropy[1, 0])
 
 
+def test_numbers_of_single_tokens(model):
+    with watch(model, metrics=["entropy", "received_max"], detail="tokens") as seen:
+        model(X)
+        model(X[:1])
+    assert seen.tokens.sizes == {"forward": 2, "sample": 2, "site": 2, "head": 2, "token": 6}
+    p = seen.rows("second", range(6))
+    here = seen.tokens.sel(site="second").isel(forward=-1, sample=0)
+    assert here["entropy"].values == pytest.approx(-(p * np.log(p)).sum("key")[0].values, abs=1e-5)
+    assert here["received_max"].values == pytest.approx(p.mean("query")[0].values, abs=1e-6)
+    assert seen.tokens.isel(forward=1, sample=1).entropy.isnull().all()
+    with pytest.raises(BadRequest, match="detail: found 'words'"):
+        watch(model, detail="words")
+
+
 def test_one_site_is_kept_in_every_forward(model):
     with watch(model, keep=["sec*"]) as seen:
         model(X)

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from ditscope.core.statistics import DEFAULT_METRICS
 from ditscope.runs.reader import open_run
 
 
@@ -49,6 +50,19 @@ def test_same_seed_same_bits_with_and_without_attention(sample):
     assert np.array_equal(plain.final, watched.final)
     assert sample(*common[:-1], "6", "--out", "other").code == 0
     assert not np.array_equal(plain.final, open_run("other").final)
+
+
+def test_metrics_by_name_beside_the_default_ones(sample):
+    asked = ("--metrics", "mean_distance, sink_mass,entropy", "--detail", "tokens")
+    assert sample("--steps", "1", "--out", "run", *asked).code == 0
+    run = open_run("run")
+    assert list(run.stats) == [*DEFAULT_METRICS, "mean_distance", "sink_mass"]
+    assert set(run.tokens) == set(run.stats)
+    code, out, err = sample("--metrics", "mean_distanse", "--out", "other")
+    assert (code, out) == (2, "")
+    assert "no metric mean_distanse" in err and "did you mean mean_distance" in err
+    assert sample("--metrics", "entropy", "--detail", "words", "--out", "other").code == 2
+    assert not os.path.exists("other")
 
 
 def test_names_a_new_folder_each_time(sample):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from ditscope.attention.metrics.evidence import Measured
 from ditscope.attention.metrics.plan import plan_of
 from ditscope.attention.operands import Operands, operands
 from ditscope.attention.seam import AttentionCall, Seam
@@ -46,6 +47,7 @@ class Capture:
         on_qk: OnQK | None = None,
         *,
         on_attention: OnAttention | None = None,
+        detail: str = "heads",
     ) -> None:
         """Prepare to watch one forward.
 
@@ -54,16 +56,17 @@ class Capture:
             metrics: Names of registered metrics; none is allowed.
             on_qk: Called after each attention call with its operands, which it may keep.
             on_attention: As on_qk, with the mask and the scale.
+            detail: "heads", or "tokens" to keep the numbers of single tokens too.
 
         Raises:
             BadRequest: there is no such metric.
         """
-        self._sites, self._plan = tuple(sites), plan_of(metrics)
+        self._sites, self._plan = tuple(sites), plan_of(metrics, detail)
         self._on_qk, self._on_attention = on_qk, on_attention
         self._seam = Seam(self._observe)
         self._calls = 0
         self._differing: list[str] = []
-        self._found: list[dict[str, Tensor]] = []  # per site, (B, H) each
+        self._found: list[Measured] = []  # per site
 
     def __enter__(self) -> Self:
         self._seam.__enter__()
@@ -85,18 +88,20 @@ class Capture:
         Where sites differ in rows or heads, the smaller are filled up with NaN.
         """
         names = self._plan.names
-        if not names:
-            return {}
-        found = [torch.stack([each[name] for name in names]) for each in self._found]
-        rows, heads = (max(each.shape[axis] for each in found) for axis in (1, 2))
-        filled = [
-            torch.nn.functional.pad(
-                each, (0, heads - each.shape[2], 0, rows - each.shape[1]), value=torch.nan
-            )
-            for each in found
+        tables = [
+            torch.stack([each.heads[name] for name in names]) for each in self._found if names
         ]
-        table = torch.stack(filled, dim=2).cpu()  # (names, B, L, H)
-        return dict(zip(names, table, strict=True))
+        return dict(zip(names, _table(tables), strict=True)) if names else {}
+
+    def tokens(self) -> dict[str, Tensor]:
+        """By name (B, L, H, tokens) float32 on the CPU, of `detail="tokens"`; filled up likewise.
+
+        A token is a query, or of metrics of what is received a key.
+        """
+        names = self._plan.token_names
+        return {
+            name: _table([each.tokens[name][None] for each in self._found])[0] for name in names
+        }
 
     def _observe(self, call: AttentionCall, output: Tensor) -> None:
         if isinstance(call.q, FakeTensor):  # the census of a part that is watched as well
@@ -114,7 +119,7 @@ class Capture:
         if not (self._plan.names or wants_lse):
             return
         found = measure(attention, self._plan, site.grid, site.segments)
-        self._found.append(found.heads)
+        self._found.append(found)
         if self._on_qk:
             self._on_qk(site, attention.q, attention.k, found.lse)
         if self._on_attention:
@@ -130,6 +135,17 @@ class Capture:
                 fix="take the census again if the model, its mode or its input has changed; run "
                 "attention in the thread and with the backend that were there for the census",
             )
+
+
+def _table(found: list[Tensor]) -> Tensor:
+    """Of each site (names, B, H, ...) -> (names, B, L, H, ...), filled up with NaN, on the CPU."""
+    sizes = [max(each.shape[axis] for each in found) for axis in range(found[0].dim())]
+    filled = []
+    for each in found:
+        missing = [size - have for size, have in zip(sizes, each.shape, strict=True)]
+        padding = [part for count in reversed(missing) for part in (0, count)]
+        filled.append(torch.nn.functional.pad(each, padding, value=torch.nan))
+    return torch.stack(filled, dim=2).cpu()
 
 
 def _shape(attention: Operands) -> str:

@@ -25,7 +25,7 @@ from torch._guards import detect_fake_mode
 
 from ditscope.attention.capture import Capture
 from ditscope.attention.census import Census, refuse_fused, take_census
-from ditscope.attention.metrics.registry import known_metrics
+from ditscope.attention.metrics.plan import Plan, plan_of
 from ditscope.attention.operands import Operands
 from ditscope.attention.rows import attention_columns, attention_rows
 from ditscope.core.sites import Site, TokenGrid
@@ -42,6 +42,7 @@ def watch(
     model: nn.Module,
     *,
     metrics: Sequence[str] = DEFAULT_METRICS,
+    detail: str = "heads",
     keep: Sequence[str] | None = None,
     grid: TokenGrid | Mapping[str, TokenGrid] | None = None,
 ) -> Watch:
@@ -50,14 +51,15 @@ def watch(
     Args:
         model: Any module whose attention calls `F.scaled_dot_product_attention`.
         metrics: Names in `ditscope.core.statistics.STATISTICS`, your own among them.
+        detail: "heads", or "tokens" to keep the numbers of single tokens too, for `tokens`.
         keep: Globs of site names whose queries and keys are kept in every forward, for `rows`. By
             default those of all sites, of the last forward alone, if they take 1 GiB or less.
         grid: The grid of image tokens, if the model is not one whose grid is known: for all
             self-attention, or per glob of site names. Distances need it.
 
     Raises:
-        BadRequest: model is no module, or there is no such metric; later, on the first forward, a
-            glob or grid fits no site.
+        BadRequest: model is no module, or there is no such metric or detail; later, on the first
+            forward, a glob or grid fits no site.
         NothingWatched: from a forward in the block, if no attention can be seen in it or not what
             the census expects; at the end of the block, if there was no forward.
     """
@@ -74,7 +76,7 @@ def watch(
             field="model",
             fix="instead of model.compile(), use compiled = torch.compile(model) and watch that",
         )
-    return Watch(model, metrics, keep, grid)
+    return Watch(model, plan_of(metrics, detail), keep, grid)
 
 
 @dataclass
@@ -91,6 +93,7 @@ class _Forward:
     """A forward that has run."""
 
     values: dict[str, Tensor]  # (B, L, H) each
+    tokens: dict[str, Tensor]  # (B, L, H, tokens) each
     kept: Kept
 
 
@@ -103,12 +106,12 @@ class Watch:
     def __init__(
         self,
         model: nn.Module,
-        metrics: Sequence[str],
+        plan: Plan,
         keep: Sequence[str] | None,
         grid: TokenGrid | Mapping[str, TokenGrid] | None,
     ) -> None:
         self._model, self._grid = model, grid
-        self._names = known_metrics(metrics)
+        self._plan = plan
         self._keep = None if keep is None else tuple(keep)
         self._census: Census | None = None
         self._forwards: list[_Forward] = []
@@ -161,24 +164,17 @@ class Watch:
         NaN where a statistic is undefined, and where a forward or a site has fewer samples or
         heads than another. `sample` counts the rows of the attention call's batch.
         """
-        sites, forwards = self.sites, self._forwards
         dims = ("forward", "sample", "site", "head")
-        variables = {}
-        for name in self._names:
-            rows = max(each.values[name].shape[0] for each in forwards)
-            heads = forwards[0].values[name].shape[2]
-            table = np.full((len(forwards), rows, len(sites), heads), np.nan, np.float32)
-            for index, each in enumerate(forwards):
-                table[index, : len(each.values[name])] = each.values[name].numpy()
-            about = STATISTICS[name]
-            attributes = {
-                "long_name": about.long_name,
-                "units": about.unit,
-                "formula": about.formula,
-                "source": about.source,
-            }
-            variables[name] = xarray.Variable(dims, table, attributes)
-        return xarray.Dataset(variables, coords={"site": [site.name for site in sites]})
+        return _dataset([each.values for each in self._forwards], dims, self.sites)
+
+    @property
+    def tokens(self) -> xarray.Dataset:
+        """Metrics of single tokens (forward, sample, site, head, token), of `detail="tokens"`.
+
+        A token is a query, or of metrics of what is received a key. NaN as in `stats`.
+        """
+        dims = ("forward", "sample", "site", "head", "token")
+        return _dataset([each.tokens for each in self._forwards], dims, self.sites)
 
     def rows(self, site: str, query: int | Sequence[int], forward: int = -1) -> xarray.DataArray:
         """Where some queries of a site look: (sample, head, query, key), exact, sums to 1.
@@ -240,7 +236,12 @@ class Watch:
                 self._census = census
         refuse_fused(self._census.fused)
         keeper = _Keeper(running.kept, self._keep)
-        running.capture = Capture(self._census.sites, self._names, on_attention=keeper)
+        running.capture = Capture(
+            self._census.sites,
+            self._plan.names,
+            on_attention=keeper,
+            detail="tokens" if self._plan.tokens else "heads",
+        )
         running.capture.__enter__()
 
     def _after(
@@ -257,7 +258,8 @@ class Watch:
         running.capture.__exit__(type(error) if error else None, error, None)
         if error:
             return
-        forward = _Forward(running.capture.statistics(), running.kept)
+        found = running.capture
+        forward = _Forward(found.statistics(), found.tokens(), running.kept)
         with self._lock:
             if self._keep is None:
                 for earlier in self._forwards:
@@ -293,6 +295,28 @@ class _Keeper:
             self._kept[site.name] = (_copied(attention), lse)
         else:
             self._kept.clear()
+
+
+def _dataset(
+    forwards: list[dict[str, Tensor]], dims: tuple[str, ...], sites: tuple[Site, ...]
+) -> xarray.Dataset:
+    """What was measured in each forward, (B, L, H, ...) by name."""
+    variables = {}
+    for name in forwards[0] if forwards else ():
+        found = [each[name].numpy() for each in forwards]
+        shape = [max(sizes) for sizes in zip(*(each.shape for each in found), strict=True)]
+        table = np.full((len(found), *shape), np.nan, np.float32)
+        for index, each in enumerate(found):
+            table[(index, *map(slice, each.shape))] = each
+        about = STATISTICS[name]
+        attributes = {
+            "long_name": about.long_name,
+            "units": about.unit,
+            "formula": about.formula,
+            "source": about.source,
+        }
+        variables[name] = xarray.Variable(dims, table, attributes)
+    return xarray.Dataset(variables, coords={"site": [site.name for site in sites]})
 
 
 def _copied(attention: Operands) -> Operands:

@@ -53,6 +53,13 @@ def sample(
     attention_debug: Annotated[
         bool, typer.Option("--attention-debug", help="Record the attention of every head.")
     ] = False,
+    metrics: Annotated[
+        str | None,
+        typer.Option(help="Record these metrics too, as in mean_distance,sink_mass."),
+    ] = None,
+    detail: Annotated[
+        str, typer.Option(help="heads; or tokens, to record metrics of each token too.")
+    ] = "heads",
     qk_steps: Annotated[
         int, typer.Option(min=0, help="Store Q and K of this many steps, evenly spread.")
     ] = 0,
@@ -68,6 +75,7 @@ def sample(
     """Draw pictures. The run is kept: latents, pictures and, if asked for, attention."""
     from ditscope.pipeline import checked_dtype, load
 
+    asked = chosen_metrics(metrics, detail, default=attention_debug)
     if out is not None:
         check_out(out, overwrite)
     pipe = load(
@@ -84,9 +92,9 @@ def sample(
         "cfg_interval": cfg_interval,
         "seed": seed,
         "batch_size": batch_size,
+        "metrics": asked,
+        "detail": detail,
     }
-    if not attention_debug:
-        settings["metrics"] = ()
     run, pictures = record(
         pipe, labels, out or new_run(pipe, labels), overwrite, qk_steps, settings
     )
@@ -98,6 +106,20 @@ def check_out(out: Path, overwrite: bool) -> None:
     from ditscope.runs.target import check_target
 
     check_target(out, overwrite=overwrite)
+
+
+def chosen_metrics(names: str | None, detail: str, *, default: bool) -> tuple[str, ...]:
+    """The default metrics and those of a list with commas; with neither asked for, none.
+
+    The default ones are always there because the pictures that are drawn of a run need them.
+    """
+    from ditscope.attention.metrics.plan import plan_of
+    from ditscope.core.statistics import DEFAULT_METRICS
+
+    more = [name.strip() for name in (names or "").split(",") if name.strip()]
+    if not (more or default):
+        return plan_of((), detail).names
+    return plan_of(tuple(dict.fromkeys((*DEFAULT_METRICS, *more))), detail).names
 
 
 def chosen_labels(pipe: Pipeline, classes: list[str], count: int | None) -> list[int]:

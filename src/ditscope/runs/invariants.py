@@ -62,11 +62,17 @@ def _sites(manifest: RunManifest) -> Iterator[tuple[str, str]]:
             yield f"sites.{position}.grid", "has frames; a run holds pictures"
         if any(segment.start + segment.count > site.keys for segment in site.segments):
             yield f"sites.{position}.segments", f"do not fit in {site.keys} keys"
-    for name in manifest.statistics:
+    for name in (*manifest.statistics, *manifest.token_statistics, *manifest.metrics):
         if not METRIC_NAME.fullmatch(name):
             yield "statistics", f"{foreign(repr(name))} is not of small letters, digits and _"
-    if len(set(manifest.statistics)) != len(manifest.statistics):
-        yield "statistics", "a name appears twice"
+    for field, names in (
+        ("statistics", manifest.statistics),
+        ("token_statistics", manifest.token_statistics),
+    ):
+        if len(set(names)) != len(names):
+            yield field, "a name appears twice"
+    if strange := set(manifest.token_statistics) - set(manifest.statistics):
+        yield "token_statistics", f"{foreign(min(strange))} is not in statistics"
     if manifest.statistics and not manifest.sites:
         yield "sites", "statistics without a site"
 

@@ -95,6 +95,9 @@ def _step_checks(files: RunFiles, layout: Layout, step: int) -> Iterator[Check]:
     for statistic, spec in layout.stats.items():
         for name in spec.chunk_files(step=step):
             yield partial(_in_bounds, files, layout, statistic, step, name)
+    for spec in layout.tokens.values():
+        for name in spec.chunk_files(step=step):
+            yield partial(_decodes, files, spec, name)
     if step in layout.manifest.qk_steps:
         position = layout.manifest.qk_steps.index(step)
         for spec in layout.qk.values():

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
-from ditscope.attention.metrics.registry import known_metrics
+from ditscope.attention.metrics.plan import plan_of
 from ditscope.core.labels import find_class
 from ditscope.core.statistics import DEFAULT_METRICS
 from ditscope.diffusion import sampler
@@ -33,6 +33,7 @@ class Settings(BaseModel):
     seed: NonNegativeInt = 0
     batch_size: PositiveInt = 8  # samples that go through the network together
     metrics: tuple[str, ...] = DEFAULT_METRICS  # of a recorded run
+    detail: str = "heads"  # or "tokens": the numbers of single tokens are recorded too
     qk_steps: tuple[NonNegativeInt, ...] = ()  # evaluations whose Q, K and log-sum-exp are stored
 
 
@@ -79,7 +80,7 @@ def make_job(pipe: Pipeline, labels: Sequence[str | int], settings: dict[str, ob
         pipe.process, name, steps, eta=chosen.eta, clip_denoised=chosen.clip_denoised
     )
     _check_guidance(pipe, chosen, scale)
-    known_metrics(chosen.metrics)
+    plan_of(chosen.metrics, chosen.detail)
     _check_known("qk_steps", chosen.qk_steps, range(len(plan.evaluations)))
     return Job(pipe, chosen, classes, plan, scale)
 

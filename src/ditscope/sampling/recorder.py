@@ -21,16 +21,19 @@ from torch import Tensor
 
 from ditscope.attention.capture import Capture
 from ditscope.attention.census import census
+from ditscope.attention.metrics.plan import plan_of
 from ditscope.core.axes import Branch
 from ditscope.core.manifest import (
     GuidanceRecord,
     LabelRecord,
+    MetricRecord,
     ModelRecord,
     RunManifest,
     SamplerRecord,
     StepRecord,
 )
 from ditscope.core.sites import Site
+from ditscope.core.statistics import STATISTICS
 from ditscope.diffusion.guidance import branches_at
 from ditscope.diffusion.schedule import Evaluation
 from ditscope.pipeline import Pipeline
@@ -51,6 +54,7 @@ class Recorder:
         self._sites = sites_of(job.pipe)
         self._writer = RunWriter(path, manifest_of(job, self._sites), overwrite=overwrite)
         self._stats: list[dict[str, NDArray[np.float32]]] = []  # of this step, one per batch
+        self._tokens: list[dict[str, NDArray[np.float32]]] = []  # likewise
 
     def __enter__(self) -> Self:
         self._writer.__enter__()
@@ -80,21 +84,29 @@ class Recorder:
         if not settings.metrics and not keeps_qk:
             yield
             return
-        capture = Capture(self._sites, settings.metrics, keep if keeps_qk else None)
+        capture = Capture(
+            self._sites, settings.metrics, keep if keeps_qk else None, detail=settings.detail
+        )
         with capture:
             yield
-        self._stats.append(
-            {name: _branches_first(values, shape) for name, values in capture.statistics().items()}
-        )
+        for kept, found in (
+            (self._stats, capture.statistics()),
+            (self._tokens, capture.tokens()),
+        ):
+            kept.append({name: _branches_first(values, shape) for name, values in found.items()})
 
     def commit(self, x: Tensor, evaluation: Evaluation) -> None:
         """Make the evaluation at state `x` (S, C, h, w) part of the run."""
-        stats = {
-            name: np.concatenate([part[name] for part in self._stats], axis=1)
-            for name in self._job.settings.metrics
-        }
+        stats, tokens = (
+            {
+                name: np.concatenate([part[name] for part in parts], axis=1)
+                for name in (parts[0] if parts else ())
+            }
+            for parts in (self._stats, self._tokens)
+        )
         self._stats.clear()
-        self._writer.write_step(evaluation.index, x.cpu().numpy(), stats)
+        self._tokens.clear()
+        self._writer.write_step(evaluation.index, x.cpu().numpy(), stats, tokens)
         self._writer.commit_step(evaluation.index)
 
     def finish(self, final: Tensor, images: NDArray[np.uint8]) -> None:
@@ -163,9 +175,18 @@ def manifest_of(job: Job, sites: tuple[Site, ...]) -> RunManifest:
         latent_shape=pipe.latent_shape,
         sites=sites,
         statistics=settings.metrics,
+        token_statistics=plan_of(settings.metrics, settings.detail).token_names,
+        metrics={name: _described(name) for name in settings.metrics},
         qk_steps=settings.qk_steps,
         qk_dtype=pipe.dtype if settings.qk_steps else None,
         scales=tuple(site.head_width**-0.5 for site in sites),
+    )
+
+
+def _described(name: str) -> MetricRecord:
+    about = STATISTICS[name]
+    return MetricRecord(
+        long_name=about.long_name, unit=about.unit, formula=about.formula, source=about.source
     )
 
 
@@ -178,5 +199,5 @@ def _stored(tensor: Tensor) -> NDArray[Any]:
 
 
 def _branches_first(values: Tensor, shape: tuple[int, int]) -> NDArray[np.float32]:
-    """(B, L, H) of one batch -> (branch, sample, layer, head)."""
+    """(B, L, H, ...) of one batch -> (branch, sample, layer, head, ...)."""
     return values.numpy().reshape(*shape, *values.shape[1:])

@@ -59,10 +59,11 @@ def measured(evidence: Evidence, scope: Scope, plan: Plan) -> Measured:
             none = torch.full_like(evidence.share, torch.nan)
             tokens[metric.name] = none if share is None else share
     for metric in plan.derived:
-        heads[metric.name] = metric.finished(metric.reduce(heads[metric.needs], scope), scope)
-        if metric.needs in tokens:
-            each = metric.reduce(tokens[metric.needs], scope)
-            tokens[metric.name] = metric.finished(each, scope)
+        for values in (heads, tokens):
+            if metric.needs in values:
+                following = metric.reduce(values[metric.needs], scope)
+                assert following is not None
+                values[metric.name] = metric.finished(following, scope)
     for name, values in heads.items():
         if values.shape != undefined.shape:
             raise BadRequest(

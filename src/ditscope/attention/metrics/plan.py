@@ -20,6 +20,10 @@ from ditscope.attention.metrics.registry import (
     known_metrics,
 )
 from ditscope.core.statistics import DEFAULT_METRICS
+from ditscope.errors import BadRequest, foreign
+
+DETAILS = ("heads", "tokens")
+"""One number per head; or that, and one for each of its tokens."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,11 @@ class Plan:
     def fusable(self) -> bool:
         """Whether fused calls alone can serve it."""
         return not self.tokens and all(each.fused for each in (*self.queries, *self.image))
+
+    @property
+    def token_names(self) -> tuple[str, ...]:
+        """The metrics of which the numbers of single tokens are kept."""
+        return tuple(name for name in self.names if self.tokens and find(name).statistic.axis)
 
     @property
     def all_heads(self) -> bool:
@@ -69,13 +78,13 @@ class Plan:
         return calls + ([f"queries and keys swapped, for {_names(swapped)}"] if swapped else [])
 
 
-def plan_of(names: Sequence[str], *, tokens: bool = False) -> Plan:
-    """The plan of the metrics `names`, which are kept per token too with `tokens`.
+def plan_of(names: Sequence[str], detail: str = "heads") -> Plan:
+    """The plan of the metrics `names`; with "tokens" as detail, the numbers of tokens are kept too.
 
     Raises:
-        BadRequest: there is no such metric.
+        BadRequest: there is no such metric or detail.
     """
-    names = known_metrics(names)
+    names, tokens = known_metrics(names), known_detail(detail) == "tokens"
     made: list[Metric] = []
     derived: list[Metric] = []
     for name in names:
@@ -96,13 +105,22 @@ def plan_of(names: Sequence[str], *, tokens: bool = False) -> Plan:
     )
 
 
+def known_detail(detail: str) -> str:
+    """The detail, if there is such a one; else BadRequest."""
+    if detail not in DETAILS:
+        raise BadRequest(
+            f"found {foreign(repr(detail))}", field="detail", expected=" or ".join(DETAILS)
+        )
+    return detail
+
+
 def explain(metrics: Sequence[str] = DEFAULT_METRICS, *, detail: str = "heads") -> str:
     """How the metrics would be made: which passes, and what each is shared by.
 
     Raises:
-        BadRequest: there is no such metric.
+        BadRequest: there is no such metric or detail.
     """
-    return plan_of(metrics, tokens=detail == "tokens").explain()
+    return plan_of(metrics, detail).explain()
 
 
 def _add(metric: Metric, made: list[Metric], derived: list[Metric]) -> None:
