@@ -74,3 +74,45 @@ def test_metrics_that_are_refused(flow_folder: Path, tmp_path: Path) -> None:
         with pytest.raises(BadRequest, match=message):
             recorded(flow_folder, tmp_path / "run", **settings)
     assert not (tmp_path / "run").exists()
+
+
+BETWEEN = [f"{what}_{how}" for what in ("step", "branch") for how in ("overlap", "kl")]
+
+
+def all_rows(run: Run, step: int, branch: str, sample_: int, layer: int, head: int) -> np.ndarray:
+    return np.stack(
+        [
+            run.attention(layer, head, step, q, sample_, branch).values.ravel().astype(float)
+            for q in range(24)
+        ]
+    )
+
+
+def test_steps_and_branches_are_compared(flow_folder: Path, tmp_path: Path) -> None:
+    """Against the maps that are rebuilt from Q and K; guidance is off at the first step."""
+    run = recorded(
+        flow_folder,
+        tmp_path / "run",
+        metrics=tuple(BETWEEN),
+        qk_steps=(0, 1, 2),
+        cfg_interval=(0.0, 0.9),
+    )
+    assert [step.branches for step in run.steps] == [("cond",), *[("cond", "uncond")] * 2]
+    assert run.verify().ok
+    assert run.stats.isel(step=0).to_array().isnull().all()
+    for at in (
+        {"step": 1, "branch": "cond", "sample": 2, "layer": 1, "head": 0},
+        {"step": 2, "branch": "uncond", "sample": 1, "layer": 2, "head": 1},
+    ):
+        place = (at["sample"], at["layer"], at["head"])
+        p = all_rows(run, at["step"], at["branch"], *place)
+        before = all_rows(run, at["step"] - 1, at["branch"], *place)
+        other = all_rows(run, at["step"], {"cond": "uncond"}.get(at["branch"], "cond"), *place)
+        for what, second in (("step", before), ("branch", other)):
+            found = {how: float(run.stats[f"{what}_{how}"].sel(at)) for how in ("overlap", "kl")}
+            common = np.minimum(p, second).sum(-1).mean()
+            assert found["overlap"] == pytest.approx(common, abs=1e-5)
+            divergence = (p * np.log(p / second)).sum(-1).mean()
+            assert found["kl"] == pytest.approx(divergence, abs=1e-5)
+    uncond = run.stats.sel(step=1, branch="uncond")
+    assert uncond["step_kl"].isnull().all() and uncond["branch_kl"].notnull().all()

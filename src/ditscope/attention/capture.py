@@ -6,6 +6,7 @@ Shapes: B rows, L sites, H heads, N queries, K head width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
 
@@ -16,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from ditscope.attention.metrics.evidence import Measured
 from ditscope.attention.metrics.plan import plan_of
 from ditscope.attention.operands import Operands, operands
+from ditscope.attention.pairs import compare, other_branch, taken
 from ditscope.attention.seam import AttentionCall, Seam
 from ditscope.attention.stats import measure
 from ditscope.core.sites import Site
@@ -27,6 +29,29 @@ OnQK = Callable[[Site, Tensor, Tensor, Tensor], None]
 
 OnAttention = Callable[[Site, Operands, Tensor], None]
 """(site, everything that makes its map, log-sum-exp (B, H, N) float32)."""
+
+
+@dataclass
+class Moment:
+    """Which forward of a sampling this is: its branches, equal parts of the batch; the one before.
+
+    `seen` fills with copies of what makes the map of each site, if a metric compares steps.
+    """
+
+    branches: tuple[str, ...] = ()
+    before: Moment | None = None
+    seen: list[Operands] = field(default_factory=list)
+
+    def rows_before(self, count: int) -> list[int]:
+        """Where each of the rows was in the forward before: -1 for a branch it did not have."""
+        if self.before is None or not self.branches:
+            return []
+        size, had = count // len(self.branches), self.before.branches
+        return [
+            had.index(branch) * size + row if branch in had else -1
+            for branch in self.branches
+            for row in range(size)
+        ]
 
 
 class Capture:
@@ -48,6 +73,7 @@ class Capture:
         *,
         on_attention: OnAttention | None = None,
         detail: str = "heads",
+        moment: Moment | None = None,
     ) -> None:
         """Prepare to watch one forward.
 
@@ -57,12 +83,14 @@ class Capture:
             on_qk: Called after each attention call with its operands, which it may keep.
             on_attention: As on_qk, with the mask and the scale.
             detail: "heads", or "tokens" to keep the numbers of single tokens too.
+            moment: Which moment of a sampling the forward is, for metrics that compare two.
 
         Raises:
             BadRequest: there is no such metric.
         """
         self._sites, self._plan = tuple(sites), plan_of(metrics, detail)
         self._on_qk, self._on_attention = on_qk, on_attention
+        self._moment = moment or Moment()
         self._seam = Seam(self._observe)
         self._calls = 0
         self._differing: list[str] = []
@@ -119,11 +147,31 @@ class Capture:
         if not (self._plan.names or wants_lse):
             return
         found = measure(attention, self._plan, site.grid, site.segments)
-        self._found.append(found)
+        self._found.append(replace(found, heads=found.heads | self._compared(attention)))
         if self._on_qk:
             self._on_qk(site, attention.q, attention.k, found.lse)
         if self._on_attention:
             self._on_attention(site, attention, found.lse)
+
+    def _compared(self, attention: Operands) -> dict[str, Tensor]:
+        """The metrics of this call and its counterpart in another branch or step."""
+        plan, moment = self._plan, self._moment
+        undefined = attention.q.new_full(attention.q.shape[:2], torch.nan, dtype=torch.float32)
+        found = {metric.name: undefined for metric in (*plan.branches, *plan.steps)}
+        if plan.branches and len(moment.branches) == 2:
+            found |= compare(attention, other_branch(attention), plan.branches)
+        if not plan.steps:
+            return found
+        index, rows = len(self._found), range(len(attention.q))
+        if moment.before and (place := moment.rows_before(len(rows))):
+            before = taken(moment.before.seen[index], [max(row, 0) for row in place])
+            absent = torch.tensor([[row < 0] for row in place], device=attention.q.device)
+            of_steps = compare(attention, before, plan.steps)
+            found |= {
+                name: value.masked_fill(absent, torch.nan) for name, value in of_steps.items()
+            }
+        moment.seen.append(taken(attention, rows))
+        return found
 
     def _check(self) -> None:
         missing = [site.name for site in self._sites[self._calls :]]

@@ -30,7 +30,7 @@ MIN_TILE_QUERIES = 64
 def tiled_evidence(attention: Operands, scope: Scope, plan: Plan) -> Evidence:
     """Reduce one attention call, in one pass, to what the metrics of `plan` are finished from."""
     rows, heads, queries, _ = attention.q.shape
-    shape = _tile_shape(scope, whole_rows=plan.all_heads)
+    shape = tile_shape(scope, whole_rows=plan.all_heads)
     groups = [_Sums() for _ in range(0, rows * heads, shape[1])]
     columns = _columns(scope, plan) if plan.tokens else {}
     for queries, tiles in score_tiles(attention, shape):
@@ -73,7 +73,8 @@ def _one_block(tensor: Tensor) -> Tensor:
     return tensor.to(torch.float32, memory_format=torch.contiguous_format).flatten(0, 1)
 
 
-def _tile_shape(scope: Scope, *, whole_rows: bool) -> tuple[int, int]:
+def tile_shape(scope: Scope, *, whole_rows: bool = False) -> tuple[int, int]:
+    """How many queries, and how many rows times heads, a tile has; or all heads of whole rows."""
     elements = TILE_ELEMENTS.get(scope.device.type, LARGE_TILE_ELEMENTS)
     together = scope.heads if whole_rows else 1
     n = min(scope.queries, max(MIN_TILE_QUERIES, elements // (scope.keys * together)))

@@ -76,7 +76,14 @@ def watch(
             field="model",
             fix="instead of model.compile(), use compiled = torch.compile(model) and watch that",
         )
-    return Watch(model, plan_of(metrics, detail), keep, grid)
+    plan = plan_of(metrics, detail)
+    if between := (*plan.steps, *plan.branches):
+        raise BadRequest(
+            f"{listed(each.name for each in between)}: a forward does not say its step and branch",
+            field="metrics",
+            fix="record a sampling with these metrics: sample(..., record=..., metrics=[...])",
+        )
+    return Watch(model, plan, keep, grid)
 
 
 @dataclass

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal
 
 from ditscope.core.sites import Site
@@ -117,6 +118,46 @@ def _frequency(band: Literal["low", "high"]) -> Statistic:
         maximum=_on_grid(_SHARE),
         axis=None,
         gaps=True,  # no query looks at the image
+    )
+
+
+_LIKENESS: dict[str, tuple[str, str, str, str, float]] = {
+    "overlap": (
+        "overlap with",
+        "1",
+        "mean_i sum_j min(p_ij, p'_ij)",
+        "1 - total variation distance; after Yuan et al. 2024, arXiv:2406.08552",
+        1.0,
+    ),
+    "bhattacharyya": (
+        "Bhattacharyya coefficient with",
+        "1",
+        "mean_i sum_j sqrt(p_ij p'_ij)",
+        "Bhattacharyya 1943",
+        1.0,
+    ),
+    "kl": (
+        "Kullback-Leibler divergence from",
+        "nats",
+        "mean_i sum_j p_ij log(p_ij / p'_ij)",
+        "Kullback and Leibler 1951, doi:10.1214/aoms/1177729694",
+        math.inf,
+    ),
+}
+
+
+def _likeness(between: str, name: str) -> Statistic:
+    words, unit, formula, source, maximum = _LIKENESS[name]
+    other = {"step": "the step before", "branch": "the other branch"}[between]
+    return Statistic(
+        name=f"{between}_{name}",
+        long_name=f"{words} the map of {other}",
+        unit=unit,
+        formula=f"{formula}, p' of {other}",
+        source=source,
+        maximum=_constant(maximum),
+        axis=None,
+        gaps=True,  # the first step; one branch alone
     )
 
 
@@ -236,6 +277,7 @@ STATISTICS = {
             source="Bhattacharyya 1943; after Clark et al. 2019, arXiv:1906.04341",
             maximum=lambda site: 1.0 if site.heads > 1 else math.nan,
         ),
+        *(_likeness(*each) for each in product(("step", "branch"), _LIKENESS)),
     )
 }
 """Every metric that is known, by name. `ditscope.metric` adds to it."""

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ditscope.attention.capture import Capture
+from ditscope.attention.capture import Capture, Moment
 from ditscope.attention.census import census
 from ditscope.attention.metrics.plan import plan_of
 from ditscope.core.axes import Branch
@@ -55,6 +55,7 @@ class Recorder:
         self._writer = RunWriter(path, manifest_of(job, self._sites), overwrite=overwrite)
         self._stats: list[dict[str, NDArray[np.float32]]] = []  # of this step, one per batch
         self._tokens: list[dict[str, NDArray[np.float32]]] = []  # likewise
+        self._before: dict[tuple[int, ...], Moment] = {}  # the last forward of each batch
 
     def __enter__(self) -> Self:
         self._writer.__enter__()
@@ -84,11 +85,18 @@ class Recorder:
         if not settings.metrics and not keeps_qk:
             yield
             return
+        moment = Moment(branches, self._before.pop(batch, None))
         capture = Capture(
-            self._sites, settings.metrics, keep if keeps_qk else None, detail=settings.detail
+            self._sites,
+            settings.metrics,
+            keep if keeps_qk else None,
+            detail=settings.detail,
+            moment=moment,
         )
         with capture:
             yield
+        moment.before = None  # not all steps are kept, but the last
+        self._before[batch] = moment
         for kept, found in (
             (self._stats, capture.statistics()),
             (self._tokens, capture.tokens()),

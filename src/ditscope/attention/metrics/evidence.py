@@ -29,7 +29,10 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Measured:
-    """The metrics of one attention call, by name, and its log-sum-exp (B, H, N), all float32."""
+    """The metrics of one attention call, by name, and its log-sum-exp (B, H, N), all float32.
+
+    Those that compare two maps are not among them: `ditscope.attention.pairs.compare` makes those.
+    """
 
     heads: dict[str, Tensor]  # (B, H)
     tokens: dict[str, Tensor]  # (B, H, N), or (B, H, M) of what keys receive
@@ -73,7 +76,7 @@ def measured(evidence: Evidence, scope: Scope, plan: Plan) -> Measured:
             )
     heads_first = (len(undefined) // scope.heads, scope.heads)
     return Measured(
-        {name: heads[name].view(heads_first) for name in plan.names},
+        {name: heads[name].view(heads_first) for name in plan.names if name in heads},
         {name: tokens[name].view(*heads_first, -1) for name in plan.names if name in tokens},
         evidence.lse.view(*heads_first, -1),
     )

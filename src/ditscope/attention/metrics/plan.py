@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ditscope.attention.metrics.registry import (
+    BRANCHES,
     COLUMNS,
     IMAGE,
     NEEDS,
     QUERIES,
     RECEIVED,
+    STEPS,
     Metric,
     find,
     known_metrics,
@@ -36,6 +38,8 @@ class Plan:
     image: tuple[Metric, ...]
     columns: tuple[Metric, ...]
     received: tuple[Metric, ...]
+    steps: tuple[Metric, ...]  # in passes over the tiles of two maps
+    branches: tuple[Metric, ...]  # likewise
     derived: tuple[Metric, ...]  # each after the one it follows from
     tokens: bool  # the numbers of single tokens are kept too
 
@@ -68,6 +72,10 @@ class Plan:
             lines[0] = f"where a mask or the precision asks for it, {lines[0]}"
             lines.append("elsewhere, fused attention calls and no tile:")
             lines += [f"  {number}. {call}" for number, call in enumerate(self._calls(), 1)]
+        for metrics, other in ((self.steps, "step before"), (self.branches, "other branch")):
+            if metrics:
+                lines.append(f"one pass over tiles of two maps, with the {other}:")
+                lines.append(f"  reduced per query: {_names(metrics)}")
         lines += [f"{each.name} follows from {each.needs}" for each in self.derived]
         return "\n".join(lines)
 
@@ -100,6 +108,8 @@ def plan_of(names: Sequence[str], detail: str = "heads") -> Plan:
         image=needing(IMAGE),
         columns=needing(COLUMNS),
         received=needing(RECEIVED),
+        steps=needing(STEPS),
+        branches=needing(BRANCHES),
         derived=tuple(derived),
         tokens=tokens,
     )

@@ -28,11 +28,14 @@ from ditscope.core.statistics import METRIC_NAME, STATISTICS, Bound, Statistic
 from ditscope.errors import BadRequest, foreign, listed
 
 QUERIES, IMAGE, COLUMNS, RECEIVED = "queries", "image", "columns", "received"
+STEPS, BRANCHES = "steps", "branches"
 NEEDS = {
     QUERIES: "tiles of the map",
     IMAGE: "tiles of the map among image tokens",
     COLUMNS: "expected values of columns",
     RECEIVED: "what each key receives",
+    STEPS: "tiles of the map and of that of the step before",
+    BRANCHES: "tiles of the map and of that of the other branch",
 }
 """What a metric may need; else it needs another metric, by name."""
 
@@ -53,6 +56,11 @@ class Metric:
     columns    `Scope`           (M,) or (M, C), of which each query's expectation under its
                                  attention is averaged; None where it is undefined
     received   (T, M), `Scope`   (T, M) or (T, I); `finish` makes one number of them
+    steps      log p and log p'  (t, n), averaged over queries that see a key in both maps;
+               (t, n, M), p' of  NaN at the first step. Only of a recorded sampling
+               the step before
+    branches   as above, p' of   (t, n), as above; NaN where one branch alone was evaluated
+               the other branch
     a metric   (T,) or (T, N),   the same shape
                `Scope`
     ========== ================= ============================================================
@@ -125,8 +133,8 @@ def metric(
 
     Args:
         name: Small letters, digits and _.
-        needs: What the function is given: "queries", "image", "columns", "received", or the name of
-            a metric that it follows from. `Metric` says what it returns.
+        needs: What the function is given: "queries", "image", "columns", "received", "steps",
+            "branches", or the name of a metric that it follows from. `Metric` says what it returns.
         long_name: What the number is, in words. [default: the name]
         unit: "nats", "patches", "1" for a share or a count, ...
         formula: How it is defined.
@@ -154,7 +162,7 @@ def metric(
     low, high = (
         bound if callable(bound) else (lambda site, value=float(bound): value) for bound in bounds
     )
-    axis = "key" if needs == RECEIVED else "query"
+    axis = {RECEIVED: "key", STEPS: None, BRANCHES: None}.get(needs, "query")
     if needs in _METRICS:
         axis = STATISTICS[needs].axis
 
