@@ -1,10 +1,10 @@
 """What a metric is to the making side: what it reduces, and by which small function.
 
-    @metric("border_mass", long_name="attention on the border of the picture", needs="columns")
-    def border_mass(scope):
-        inside = torch.zeros(scope.grid.height, scope.grid.width)
-        inside[1:-1, 1:-1] = 1
-        return 1 - inside.flatten()
+    @metric("first_token", long_name="attention on the first token", needs="columns")
+    def first_token(scope):
+        columns = torch.zeros(scope.keys)
+        columns[0] = 1
+        return columns
 
 Whatever is registered can be asked for by name, in `watch`, in `sample` and on the command line.
 
