@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from ditscope.attention.edits.ablate_heads import AblateHeads
     from ditscope.attention.edits.edit import edit
     from ditscope.attention.edits.temperature import Temperature
+    from ditscope.attention.metrics.plan import explain
+    from ditscope.attention.metrics.registry import metric
+    from ditscope.attention.metrics.segments import mask_metric
     from ditscope.attention.watch import watch
     from ditscope.model.config import DiTConfig
     from ditscope.model.dit import DiT, build
@@ -36,7 +39,10 @@ __all__ = [
     "compare",
     "diagnose",
     "edit",
+    "explain",
     "load",
+    "mask_metric",
+    "metric",
     "open_run",
     "plot",
     "sample",
@@ -54,7 +60,10 @@ _HOME = {
     "compare": "ditscope.analysis.compare",
     "diagnose": "ditscope.analysis.diagnose.engine",
     "edit": "ditscope.attention.edits.edit",
+    "explain": "ditscope.attention.metrics.plan",
     "load": "ditscope.pipeline",
+    "mask_metric": "ditscope.attention.metrics.segments",
+    "metric": "ditscope.attention.metrics.registry",
     "open_run": "ditscope.runs.reader",
     "sample": "ditscope.sampling.draw",
     "watch": "ditscope.attention.watch",

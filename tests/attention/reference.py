@@ -17,6 +17,7 @@ class ByHand:
 
     p: torch.Tensor
     lse: torch.Tensor
+    log_p: torch.Tensor
 
     @property
     def entropy(self):
@@ -50,7 +51,7 @@ def by_hand(call):
         )
     if call.is_causal:
         scores = scores.masked_fill(~torch.ones_like(scores).tril().bool(), -torch.inf)
-    return ByHand(scores.softmax(-1), scores.logsumexp(-1))
+    return ByHand(scores.softmax(-1), scores.logsumexp(-1), scores.log_softmax(-1))
 
 
 def qkv(*, rows=2, heads=2, queries=24, keys=None, width=16, dtype=torch.float32, seed=0, size=1.0):

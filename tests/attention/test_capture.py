@@ -6,7 +6,7 @@ import torch
 
 from ditscope.attention.capture import Capture
 from ditscope.attention.census import census
-from ditscope.core.statistics import STATISTICS
+from ditscope.core.statistics import DEFAULT_METRICS
 from ditscope.errors import BadRequest, NothingWatched
 from tests.attention.reference import DIT_GRID, Plain, by_hand, tiny_dit
 
@@ -22,7 +22,7 @@ def test_statistics_of_every_layer():
     ) as capture:
         model(*inputs)
     found = capture.statistics()
-    assert list(found) == list(STATISTICS)
+    assert list(found) == list(DEFAULT_METRICS)
     for layer, attention in enumerate(maps):
         call = type("Call", (), {"enable_gqa": False, "is_causal": False, "attn_mask": None})
         call.q, call.k, call.scale = attention.q, attention.k, attention.scale
@@ -36,7 +36,7 @@ def test_statistics_of_every_layer():
             torch.testing.assert_close(found[name][:, layer].double(), wanted, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("statistics", [(), ("entropy",), tuple(STATISTICS)])
+@pytest.mark.parametrize("statistics", [(), ("entropy",), tuple(DEFAULT_METRICS)])
 def test_operands_that_are_kept(statistics):
     """q, k and log-sum-exp give the map whose rows sum to one, whatever else is computed."""
     model, inputs = tiny_dit()
@@ -99,8 +99,10 @@ def test_exception_of_the_forward_passes_as_it_is():
         raise KeyError
 
 
-def test_unknown_statistic():
-    with pytest.raises(BadRequest, match="no statistic entropi; expected some of entropy"):
+def test_unknown_metric():
+    with pytest.raises(
+        BadRequest, match=r"no metric entropi; expected some of entropy(?s:.*)did you mean entropy"
+    ):
         Capture((), ("entropi",))
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ditscope.attention.census import census, take_census
-from ditscope.core.sites import TokenGrid
+from ditscope.core.sites import TokenGrid, TokenSegment
 from ditscope.errors import BadRequest, NothingWatched
 from tests.attention import reference
 from tests.attention.reference import DIT_GRID, HandWrittenAttention, Heads, Plain, tiny_dit
@@ -200,6 +200,17 @@ class Embedded(Plain):
 def test_grid_of_a_patch_embedding(name):
     found = census(Embedded(name, (3, 5), 1), torch.randn(2, 16, 16))[0].grid
     assert found == TokenGrid(height=3, width=5, start=1)
+
+
+def test_class_token_and_registers_before_the_patches():
+    """As timm tells them; a prefix that is not all explained stays without names."""
+    model = Embedded("patch_embed", (3, 4), 4)
+    assert census(model, torch.randn(2, 16, 16))[0].segments == ()
+    model.has_class_token, model.num_reg_tokens = True, 3
+    assert census(model, torch.randn(2, 16, 16))[0].segments == (
+        TokenSegment(kind="class", start=0, count=1),
+        TokenSegment(kind="register", start=1, count=3),
+    )
 
 
 def test_grid_of_another_input_size_is_unknown():

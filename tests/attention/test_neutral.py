@@ -1,6 +1,7 @@
 """Watching changes nothing: the watched bits are the unwatched ones, and so is all around them."""
 
 import logging
+import math
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ditscope.attention import stats
 from ditscope.attention.capture import Capture
 from ditscope.attention.census import census
+from ditscope.attention.metrics.registry import BRANCHES, STEPS, find
 from ditscope.attention.watch import watch
 from ditscope.core.sites import TokenGrid
+from ditscope.core.statistics import STATISTICS
 from tests.attention.reference import Plain, tiny_dit
 
 SQUARE, WIDE = TokenGrid(height=4, width=4), TokenGrid(height=4, width=6)
@@ -176,6 +179,26 @@ def test_watched_bits_are_the_unwatched_ones(make, dtype):
     for name, values in seen.stats.items():
         known = [site for site, grid in enumerate(grids) if grid or name != "rms_distance"]
         assert values.isel(site=known).notnull().all(), name
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_every_metric_leaves_the_bits(make):
+    model, args, kwargs, _ = made(make, torch.float32)
+    seed = torch.random.get_rng_state()
+    plain = tensor(model(*args, **kwargs))
+    torch.random.set_rng_state(seed)
+    alone = [name for name in STATISTICS if find(name).needs not in (STEPS, BRANCHES)]
+    with watch(model, metrics=alone) as seen:
+        watched = tensor(model(*args, **kwargs))
+    assert torch.equal(plain, watched)
+    for index, site in enumerate(seen.sites):
+        here = seen.stats.isel(site=index)
+        for name, values in here.items():
+            missing = math.isnan(STATISTICS[name].maximum(site))
+            assert values.isnull().all() if missing else values.notnull().all(), (name, site)
+        if make in (diffusers_pixart, diffusers_sd3, diffusers_flux):  # text is known there
+            total = here["mass_image"].fillna(0) + here["mass_text"].fillna(0)
+            assert total.values == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

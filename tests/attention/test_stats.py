@@ -11,10 +11,10 @@ from ditscope.attention.operands import operands
 from ditscope.attention.seam import AttentionCall
 from ditscope.attention.stats import head_statistics, statistics_and_lse
 from ditscope.core.sites import Site, TokenGrid
-from ditscope.core.statistics import STATISTICS
+from ditscope.core.statistics import DEFAULT_METRICS, STATISTICS
 from tests.attention.reference import by_hand, qkv
 
-NAMES = tuple(STATISTICS)
+NAMES = DEFAULT_METRICS
 GRID = TokenGrid(height=4, width=6)
 
 

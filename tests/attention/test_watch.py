@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ditscope.attention import watch as watch_module
 from ditscope.attention.watch import watch
 from ditscope.core.sites import TokenGrid
-from ditscope.core.statistics import STATISTICS
+from ditscope.core.statistics import DEFAULT_METRICS
 from ditscope.errors import BadRequest, NothingWatched
 from tests.attention.reference import HandWrittenAttention, Plain, tiny_dit
 
@@ -35,7 +35,7 @@ def test_as_promised():
     assert [site.name for site in seen.sites] == [f"blocks.{i}.attn" for i in range(3)]
     assert seen.not_seen == ()
     assert seen.stats.sizes == {"forward": 2, "sample": 2, "site": 3, "head": 2}
-    assert set(seen.stats) == set(STATISTICS)
+    assert set(seen.stats) == set(DEFAULT_METRICS)
     assert seen.stats["rms_distance"].attrs["units"] == "patches"
     assert seen.stats.isel(forward=0).equals(seen.stats.isel(forward=1))
     one = seen.stats["entropy"].sel(site="blocks.1.attn").isel(forward=-1, sample=0, head=1)
@@ -60,13 +60,27 @@ def test_can_be_read_inside_the_block(model):
 
 
 def test_forwards_of_other_batch_sizes(model):
-    with watch(model, statistics=["entropy"]) as seen:
+    with watch(model, metrics=["entropy"]) as seen:
         model(X[:1])
         model(X)
     entropy = seen.stats["entropy"]
     assert list(seen.stats) == ["entropy"]
     assert entropy.isel(forward=0, sample=1).isnull().all()
     assert np.array_equal(entropy[0, 0], entropy[1, 0])
+
+
+def test_numbers_of_single_tokens(model):
+    with watch(model, metrics=["entropy", "received_max"], detail="tokens") as seen:
+        model(X)
+        model(X[:1])
+    assert seen.tokens.sizes == {"forward": 2, "sample": 2, "site": 2, "head": 2, "token": 6}
+    p = seen.rows("second", range(6))
+    here = seen.tokens.sel(site="second").isel(forward=-1, sample=0)
+    assert here["entropy"].values == pytest.approx(-(p * np.log(p)).sum("key")[0].values, abs=1e-5)
+    assert here["received_max"].values == pytest.approx(p.mean("query")[0].values, abs=1e-6)
+    assert seen.tokens.isel(forward=1, sample=1).entropy.isnull().all()
+    with pytest.raises(BadRequest, match="detail: found 'words'"):
+        watch(model, detail="words")
 
 
 def test_one_site_is_kept_in_every_forward(model):
@@ -278,8 +292,8 @@ def test_fake_forward_is_not_watched(model):
 def test_what_cannot_be_watched(model):
     with pytest.raises(BadRequest, match=r"a dict cannot be watched(?s:.*)pipe\.transformer"):
         watch({})
-    with pytest.raises(BadRequest, match="no statistic"):
-        watch(model, statistics=["speed"])
+    with pytest.raises(BadRequest, match="no metric speed"):
+        watch(model, metrics=["speed"])
     with pytest.raises(
         BadRequest, match="keep: third fits no site; expected globs of first, second"
     ):

@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 
+from ditscope.core.statistics import DEFAULT_METRICS
 from ditscope.runs.reader import open_run
 
 
@@ -78,6 +79,19 @@ def test_edits_are_recorded_and_shown(sample, cli):
     told = cli("info", "edited").out
     assert "temperature 1.3 (layers 0, 2, heads 1, steps 1-2)" in told
     assert "ablate heads (layers 1, heads 0-1, steps 2)" in told
+
+
+def test_metrics_by_name_beside_the_default_ones(sample):
+    asked = ("--metrics", "mean_distance, sink_mass,entropy", "--detail", "tokens")
+    assert sample("--steps", "1", "--out", "run", *asked).code == 0
+    run = open_run("run")
+    assert list(run.stats) == [*DEFAULT_METRICS, "mean_distance", "sink_mass"]
+    assert set(run.tokens) == set(run.stats)
+    code, out, err = sample("--metrics", "mean_distanse", "--out", "other")
+    assert (code, out) == (2, "")
+    assert "no metric mean_distanse" in err and "did you mean mean_distance" in err
+    assert sample("--metrics", "entropy", "--detail", "words", "--out", "other").code == 2
+    assert not os.path.exists("other")
 
 
 def test_names_a_new_folder_each_time(sample):

@@ -120,7 +120,7 @@ def test_a_killed_rank_is_reported_and_the_same_command_draws_the_rest(
     assert not (tmp_path / "run").exists()
 
     assert cli(*line("--num-gpus", 2, *options)).code == 0
-    one = expected(pipeline_folder, tmp_path / "one", 6, batch_size=2, steps=200, statistics=())
+    one = expected(pipeline_folder, tmp_path / "one", 6, batch_size=2, steps=200, metrics=())
     assert contents(tmp_path / "run") == one
     assert drawn["images/0001.png"] == one["images/0001.png"]
     assert sorted(os.listdir()) == ["one", "run"]
@@ -189,7 +189,7 @@ def test_under_torchrun_with_a_process_too_many(line, pipeline_folder, tmp_path)
     assert json.loads(done.stdout)["run"] == str(tmp_path / "run")
     assert "note: 1 of 2 processes have nothing to draw: 2 pictures are 1 batches" in done.stderr
     assert contents(tmp_path / "run") == expected(
-        pipeline_folder, tmp_path / "one", 2, steps=2, statistics=()
+        pipeline_folder, tmp_path / "one", 2, steps=2, metrics=()
     )
 
 

@@ -30,6 +30,14 @@ BROKEN = {
     ),
     "name": ({"statistics": ("../../x",)}, r"statistics: '\.\./\.\./x' is not of small letters"),
     "names": ({"statistics": ("a", "a")}, "statistics: a name appears twice"),
+    "token name": (
+        {"token_statistics": ("speed",)},
+        "token_statistics: speed is not in statistics",
+    ),
+    "token names": (
+        {"token_statistics": ("entropy", "entropy")},
+        "token_statistics: a name appears twice",
+    ),
     "unseen": ({"sites": (), "qk_steps": (), "qk_dtype": None}, "sites: statistics without a site"),
     "qk order": ({"qk_steps": (1, 1)}, "qk_steps: not ascending steps from 0 to 2"),
     "qk range": ({"qk_steps": (3,)}, "qk_steps: not ascending steps from 0 to 2"),

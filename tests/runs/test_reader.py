@@ -8,10 +8,12 @@ import sys
 import numpy as np
 import pytest
 
+from ditscope.core.manifest import MetricRecord
 from ditscope.core.sites import Site, TokenGrid
 from ditscope.errors import BadRequest, BadRun
 from ditscope.runs.reader import open_run
 from ditscope.runs.writer import RunWriter
+from tests.runs.damage import edit_manifest
 from tests.runs.toy import Toy, manifest_of
 
 
@@ -38,6 +40,33 @@ def test_everything_comes_back(run, toy):
     assert np.array_equal(run.images, toy.images)
     for name in toy.manifest.statistics:
         assert np.array_equal(run.stats[name], [stats[name] for stats in toy.stats])
+
+
+def test_a_run_from_before_metrics_had_names_of_their_own(tmp_path):
+    """Their manifests hold no definitions, no frames and no segments: the names say enough."""
+    toy = Toy(manifest_of())
+    folder = toy.write(tmp_path / "run")
+
+    def older(manifest):
+        del manifest["metrics"], manifest["token_statistics"]
+        for site in manifest["sites"]:
+            del site["segments"], site["grid"]["frames"]
+
+    edit_manifest(folder, older)
+    run = open_run(folder)
+    assert run.stats.entropy.attrs["units"] == "nats"
+    assert np.array_equal(run.stats.entropy, [stats["entropy"] for stats in toy.stats])
+    assert not run.tokens.data_vars and run.verify().ok
+
+
+def test_a_metric_that_this_process_does_not_know(tmp_path):
+    """The manifest says what it is."""
+    about = MetricRecord(long_name="made elsewhere", unit="parsec", formula="x", source="y")
+    toy = Toy(manifest_of(statistics=("entropy", "elsewhere"), metrics={"elsewhere": about}))
+    run = open_run(toy.write(tmp_path / "run"))
+    assert run.stats["elsewhere"].attrs["units"] == "parsec"
+    assert run.stats["elsewhere"].attrs["long_name"] == "made elsewhere"
+    assert run.verify().ok
 
 
 def test_every_axis_has_a_name(run):

@@ -104,7 +104,7 @@ def test_stored_and_replayed_operands_are_the_same(folder: Path, tmp_path: Path)
     run = record(pipe, tmp_path / "run", edits=EDITS, qk_steps=(0, 1, 2, 3))
     for step in range(4):
         for layer in range(3):
-            stored = run._load(step, "uncond", 2, layer)
+            stored = run._load(step, "uncond", 2, layer)[step, "uncond", 2, layer]
             q, k, lse, scale = replay_step(run, step, "uncond", 2, layer)
             assert np.array_equal(stored.q, q) and np.array_equal(stored.k, k)
             np.testing.assert_allclose(stored.lse, lse, rtol=0, atol=1e-5)

@@ -6,6 +6,7 @@ Shapes: B rows, L sites, H heads, N queries, K head width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
 
@@ -13,12 +14,15 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from ditscope.attention.metrics.evidence import Measured
+from ditscope.attention.metrics.plan import plan_of
 from ditscope.attention.operands import Operands, operands
+from ditscope.attention.pairs import compare, other_branch, taken
 from ditscope.attention.seam import AttentionCall, Seam
-from ditscope.attention.stats import statistics_and_lse
+from ditscope.attention.stats import measure
 from ditscope.core.sites import Site
-from ditscope.core.statistics import STATISTICS
-from ditscope.errors import BadRequest, NothingWatched, listed
+from ditscope.core.statistics import DEFAULT_METRICS
+from ditscope.errors import NothingWatched, listed
 
 OnQK = Callable[[Site, Tensor, Tensor, Tensor], None]
 """(site, q (B, H, N, K), k (B, H, M, K), log-sum-exp (B, H, N) float32)."""
@@ -27,16 +31,27 @@ OnAttention = Callable[[Site, Operands, Tensor], None]
 """(site, everything that makes its map, log-sum-exp (B, H, N) float32)."""
 
 
-def known_statistics(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, if all are in `STATISTICS`; else BadRequest."""
-    unknown = [name for name in names if name not in STATISTICS]
-    if unknown:
-        raise BadRequest(
-            f"there is no statistic {listed(unknown)}",
-            field="statistics",
-            expected=f"some of {listed(STATISTICS)}",
-        )
-    return tuple(names)
+@dataclass
+class Moment:
+    """Which forward of a sampling this is: its branches, equal parts of the batch; the one before.
+
+    `seen` fills with copies of what makes the map of each site, if a metric compares steps.
+    """
+
+    branches: tuple[str, ...] = ()
+    before: Moment | None = None
+    seen: list[Operands] = field(default_factory=list)
+
+    def rows_before(self, count: int) -> list[int]:
+        """Where each of the rows was in the forward before: -1 for a branch it did not have."""
+        if self.before is None or not self.branches:
+            return []
+        size, had = count // len(self.branches), self.before.branches
+        return [
+            had.index(branch) * size + row if branch in had else -1
+            for branch in self.branches
+            for row in range(size)
+        ]
 
 
 class Capture:
@@ -53,28 +68,33 @@ class Capture:
     def __init__(
         self,
         sites: Sequence[Site],
-        statistics: Sequence[str] = tuple(STATISTICS),
+        metrics: Sequence[str] = DEFAULT_METRICS,
         on_qk: OnQK | None = None,
         *,
         on_attention: OnAttention | None = None,
+        detail: str = "heads",
+        moment: Moment | None = None,
     ) -> None:
         """Prepare to watch one forward.
 
         Args:
             sites: From `census`.
-            statistics: Names in `STATISTICS`; none is allowed.
+            metrics: Names of registered metrics; none is allowed.
             on_qk: Called after each attention call with its operands, which it may keep.
             on_attention: As on_qk, with the mask and the scale.
+            detail: "heads", or "tokens" to keep the numbers of single tokens too.
+            moment: Which moment of a sampling the forward is, for metrics that compare two.
 
         Raises:
-            BadRequest: there is no such statistic.
+            BadRequest: there is no such metric.
         """
-        self._sites, self._names = tuple(sites), known_statistics(statistics)
+        self._sites, self._plan = tuple(sites), plan_of(metrics, detail)
         self._on_qk, self._on_attention = on_qk, on_attention
+        self._moment = moment or Moment()
         self._seam: Seam | None = None  # only while entered: the two refer to each other
         self._calls = 0
         self._differing: list[str] = []
-        self._found: list[dict[str, Tensor]] = []  # per site, (B, H) each
+        self._found: list[Measured] = []  # per site
 
     def __enter__(self) -> Self:
         self._seam = Seam(self._observe)
@@ -98,18 +118,21 @@ class Capture:
 
         Where sites differ in rows or heads, the smaller are filled up with NaN.
         """
-        if not self._names:
-            return {}
-        found = [torch.stack([each[name] for name in self._names]) for each in self._found]
-        rows, heads = (max(each.shape[axis] for each in found) for axis in (1, 2))
-        filled = [
-            torch.nn.functional.pad(
-                each, (0, heads - each.shape[2], 0, rows - each.shape[1]), value=torch.nan
-            )
-            for each in found
+        names = self._plan.names
+        tables = [
+            torch.stack([each.heads[name] for name in names]) for each in self._found if names
         ]
-        table = torch.stack(filled, dim=2).cpu()  # (names, B, L, H)
-        return dict(zip(self._names, table, strict=True))
+        return dict(zip(names, _table(tables), strict=True)) if names else {}
+
+    def tokens(self) -> dict[str, Tensor]:
+        """By name (B, L, H, tokens) float32 on the CPU, of `detail="tokens"`; filled up likewise.
+
+        A token is a query, or of metrics of what is received a key.
+        """
+        names = self._plan.token_names
+        return {
+            name: _table([each.tokens[name][None] for each in self._found])[0] for name in names
+        }
 
     def _observe(self, call: AttentionCall, output: Tensor) -> None:
         if isinstance(call.q, FakeTensor):  # the census of a part that is watched as well
@@ -124,14 +147,34 @@ class Capture:
             self._differing.append(f"{site.name}: {_shape(attention)} instead of {_shape_of(site)}")
             return
         wants_lse = self._on_qk or self._on_attention
-        if not (self._names or wants_lse):
+        if not (self._plan.names or wants_lse):
             return
-        values, lse = statistics_and_lse(attention, site.grid, self._names)
-        self._found.append(values)
+        found = measure(attention, self._plan, site.grid, site.segments)
+        self._found.append(replace(found, heads=found.heads | self._compared(attention)))
         if self._on_qk:
-            self._on_qk(site, attention.q, attention.k, lse)
+            self._on_qk(site, attention.q, attention.k, found.lse)
         if self._on_attention:
-            self._on_attention(site, attention, lse)
+            self._on_attention(site, attention, found.lse)
+
+    def _compared(self, attention: Operands) -> dict[str, Tensor]:
+        """The metrics of this call and its counterpart in another branch or step."""
+        plan, moment = self._plan, self._moment
+        undefined = attention.q.new_full(attention.q.shape[:2], torch.nan, dtype=torch.float32)
+        found = {metric.name: undefined for metric in (*plan.branches, *plan.steps)}
+        if plan.branches and len(moment.branches) == 2:
+            found |= compare(attention, other_branch(attention), plan.branches)
+        if not plan.steps:
+            return found
+        index, rows = len(self._found), range(len(attention.q))
+        if moment.before and (place := moment.rows_before(len(rows))):
+            before = taken(moment.before.seen[index], [max(row, 0) for row in place])
+            absent = torch.tensor([[row < 0] for row in place], device=attention.q.device)
+            of_steps = compare(attention, before, plan.steps)
+            found |= {
+                name: value.masked_fill(absent, torch.nan) for name, value in of_steps.items()
+            }
+        moment.seen.append(taken(attention, rows))
+        return found
 
     def _check(self) -> None:
         missing = [site.name for site in self._sites[self._calls :]]
@@ -143,6 +186,17 @@ class Capture:
                 fix="take the census again if the model, its mode or its input has changed; run "
                 "attention in the thread and with the backend that were there for the census",
             )
+
+
+def _table(found: list[Tensor]) -> Tensor:
+    """Of each site (names, B, H, ...) -> (names, B, L, H, ...), filled up with NaN, on the CPU."""
+    sizes = [max(each.shape[axis] for each in found) for axis in range(found[0].dim())]
+    filled = []
+    for each in found:
+        missing = [size - have for size, have in zip(sizes, each.shape, strict=True)]
+        padding = [part for count in reversed(missing) for part in (0, count)]
+        filled.append(torch.nn.functional.pad(each, padding, value=torch.nan))
+    return torch.stack(filled, dim=2).cpu()
 
 
 def _shape(attention: Operands) -> str:

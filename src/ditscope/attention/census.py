@@ -251,7 +251,7 @@ def _distinct(names: list[str]) -> list[str]:
 def _site(index: int, name: str, call: AttentionCall, rules: tuple[GridRule, ...]) -> Site:
     attention = operands(call)
     q, queries, keys = attention.q, attention.q.shape[-2], attention.k.shape[-2]
-    grid = next((rule.grid for rule in rules if rule.fits(name, queries, keys)), None)
+    rule = next((rule for rule in rules if rule.fits(name, queries, keys)), None)
     return Site(
         index=index,
         name=name,
@@ -259,7 +259,8 @@ def _site(index: int, name: str, call: AttentionCall, rules: tuple[GridRule, ...
         queries=queries,
         keys=keys,
         head_width=q.shape[-1],
-        grid=grid,
+        grid=rule.grid if rule else None,
+        segments=rule.segments(keys) if rule else (),
     )
 
 

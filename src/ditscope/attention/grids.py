@@ -9,26 +9,53 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from ditscope.core.sites import TokenGrid
+from ditscope.core.sites import TokenGrid, TokenSegment
+
+Kind = Literal["text", "class", "register"]
 
 
 @dataclass(frozen=True)
 class GridRule:
-    """The grid of the self-attention sites whose name matches `sites`."""
+    """The grid of the self-attention sites whose name matches `sites`, and what is around it.
+
+    Without a grid, the keys of sites of any length, which are all `after`.
+    """
 
     sites: str  # glob
-    grid: TokenGrid
-    exact: bool = False  # the sequence holds patches and nothing else
+    grid: TokenGrid | None
+    exact: bool = False  # the sequence ends with the patches
+    before: tuple[tuple[Kind, int], ...] = ()  # how many tokens of each kind lie before the patches
+    after: Kind | None = None  # what the tokens after the patches are
 
     def fits(self, name: str, queries: int, keys: int) -> bool:
         """Whether the site `name` with that many tokens has this grid."""
+        if not fnmatchcase(name, self.sites):
+            return False
+        if self.grid is None:
+            return True
         needed = self.grid.start + self.grid.count
         length_fits = queries == needed if self.exact else queries >= needed
-        return fnmatchcase(name, self.sites) and queries == keys and length_fits
+        return queries == keys and length_fits
+
+    def segments(self, keys: int) -> tuple[TokenSegment, ...]:
+        """What is known of the tokens that are no patches, of a site that fits."""
+        end = self.grid.start + self.grid.count if self.grid else 0
+        spans: list[tuple[Kind, int, int]] = []
+        start = 0
+        for kind, count in self.before:
+            spans.append((kind, start, count))
+            start += count
+        if self.after:
+            spans.append((self.after, end, keys - end))
+        return tuple(
+            TokenSegment(kind=kind, start=start, count=count)
+            for kind, start, count in spans
+            if count > 0
+        )
 
 
 def supplied(grid: TokenGrid | Mapping[str, TokenGrid]) -> tuple[GridRule, ...]:
@@ -64,13 +91,14 @@ def _patches(inputs: Inputs, model: nn.Module, start: int = 0) -> TokenGrid | No
 def _image_then_cross(model: nn.Module, inputs: Inputs) -> tuple[GridRule, ...]:
     """Of diffusers DiT and PixArt: attn1 is over patches, attn2 looks at the text."""
     grid = _patches(inputs, model)
-    return (GridRule("*.attn1", grid, exact=True),) if grid else ()
+    cross = GridRule("*.attn2", None, after="text")
+    return (GridRule("*.attn1", grid, exact=True), cross) if grid else ()
 
 
 def _image_before_text(model: nn.Module, inputs: Inputs) -> tuple[GridRule, ...]:
     """Of diffusers SD3: joint attention, patches first; attn2, if any, is patches alone."""
     grid = _patches(inputs, model)
-    return (GridRule("*", grid),) if grid else ()
+    return (GridRule("*", grid, after="text"),) if grid else ()
 
 
 def _text_before_image(model: nn.Module, inputs: Inputs) -> tuple[GridRule, ...]:
@@ -80,7 +108,8 @@ def _text_before_image(model: nn.Module, inputs: Inputs) -> tuple[GridRule, ...]
     if height * width != ids.shape[-2]:
         return ()
     text = inputs["encoder_hidden_states"].shape[1]
-    return (GridRule("*", TokenGrid(height=height, width=width, start=text), exact=True),)
+    grid = TokenGrid(height=height, width=width, start=text)
+    return (GridRule("*", grid, exact=True, before=(("text", text),)),)
 
 
 _BY_CLASS: dict[str, Callable[[nn.Module, Inputs], tuple[GridRule, ...]]] = {
@@ -101,13 +130,26 @@ def _from_embedding(model: nn.Module) -> tuple[GridRule, ...]:
     """A patch embedding with a `grid_size`, as in timm and the published DiT code."""
     for name in ("patch_embed", "x_embedder"):
         grid = getattr(getattr(model, name, None), "grid_size", None)
-        if rules := _exactly(grid, start=getattr(model, "num_prefix_tokens", 0)):
+        if rules := _exactly(grid, start=getattr(model, "num_prefix_tokens", 0), model=model):
             return rules
     return ()
 
 
-def _exactly(grid: object, start: int) -> tuple[GridRule, ...]:
+def _exactly(grid: object, start: int, model: nn.Module | None = None) -> tuple[GridRule, ...]:
     if not isinstance(grid, tuple) or len(grid) != 2:
         return ()
     height, width = (int(side) for side in grid)
-    return (GridRule("*", TokenGrid(height=height, width=width, start=start), exact=True),)
+    rule = GridRule(
+        "*",
+        TokenGrid(height=height, width=width, start=start),
+        exact=True,
+        before=_prefix(model, start),
+    )
+    return (rule,)
+
+
+def _prefix(model: nn.Module | None, count: int) -> tuple[tuple[Kind, int], ...]:
+    """The class token and the registers of timm, in this order, if that is all of the prefix."""
+    registers = int(getattr(model, "num_reg_tokens", 0))
+    classes = int(bool(getattr(model, "has_class_token", False)))
+    return (("class", classes), ("register", registers)) if classes + registers == count else ()

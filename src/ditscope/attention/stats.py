@@ -1,7 +1,7 @@
-"""Per-head statistics of one attention call, at the price of one or two such calls.
+"""The metrics of one attention call: the default ones at the price of one or two such calls.
 
-Every statistic is attention again, with other values: no map is made. With `l` the log-sum-exp
-of a query and `P` the map,
+The default metrics are attention again, with other values: no map is made. With `l` the
+log-sum-exp of a query and `P` the map,
 
 * entropy: `mean l - scale * mean <q, P k>`, from a call whose values are the keys;
 * received mass: swap queries and keys and add `-l` to the scores of what are now the keys; the
@@ -11,7 +11,8 @@ of a query and `P` the map,
   is then a sum of terms that are never negative and do not cancel in low precision.
 
 On a CPU these calls pay only in low precision and for many tokens: else one pass over tiles of
-scores in float32 is cheaper, and exact. Tiles also serve masks and devices without the operators.
+scores in float32 is cheaper, and exact. Tiles also serve masks, devices without the operators and
+the metrics that no such call gives: if one of these is asked for, all come from the one pass.
 
 Shapes: B rows, H heads, N queries, M keys, K head width, G grid rows plus grid columns.
 """
@@ -25,12 +26,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ditscope.attention.lse import LOW_PRECISION, attention_lse, has_fused_lse
+from ditscope.attention.metrics.evidence import Evidence, Measured, measured
+from ditscope.attention.metrics.plan import Plan, plan_of
+from ditscope.attention.metrics.scope import Scope
 from ditscope.attention.operands import Operands, operands
 from ditscope.attention.seam import AttentionCall
 from ditscope.attention.tables import lines, squared_distances_to_lines
-from ditscope.attention.tiles import tiled_statistics
-from ditscope.core.sites import TokenGrid
-from ditscope.core.statistics import STATISTICS
+from ditscope.attention.tiles import tiled_evidence
+from ditscope.core.sites import TokenGrid, TokenSegment
+from ditscope.core.statistics import DEFAULT_METRICS
 
 CPU_FUSED_KEYS = 1024
 """Keys from which, in low precision, the fused operators beat tiles on a CPU (measured)."""
@@ -39,17 +43,17 @@ CENTRE_SAMPLE = 16  # keys that are looked at to find a common offset
 
 
 def head_statistics(
-    call: AttentionCall, grid: TokenGrid | None, names: Collection[str] = tuple(STATISTICS)
+    call: AttentionCall, grid: TokenGrid | None, names: Collection[str] = DEFAULT_METRICS
 ) -> dict[str, Tensor]:
-    """Statistics of every head of a call, as `ditscope.core.statistics.STATISTICS` defines them.
+    """Metrics of every head of a call, as `ditscope.core.statistics.STATISTICS` defines them.
 
     Args:
         call: An attention call.
         grid: Which tokens are patches, of the queries as of the keys; None if they are not known.
-        names: Which statistics.
+        names: Which metrics.
 
     Returns:
-        By name, (B, H) float32 on the device of the call. `rms_distance` covers the image queries
+        By name, (B, H) float32 on the device of the call. What has a place covers the image queries
         and is taken over the image keys, renormalised to them; NaN without a grid. A query that a
         mask hides every key from is left out.
     """
@@ -60,9 +64,35 @@ def statistics_and_lse(
     attention: Operands, grid: TokenGrid | None, names: Collection[str]
 ) -> tuple[dict[str, Tensor], Tensor]:
     """As `head_statistics`, with the log-sum-exp (B, H, N) float32 that is found on the way."""
-    if _fused_pays(attention):
-        return _fused_statistics(attention, grid, names)
-    return tiled_statistics(attention, grid, names)
+    found = measure(attention, plan_of(tuple(names)), grid)
+    return found.heads, found.lse
+
+
+def measure(
+    attention: Operands,
+    plan: Plan,
+    grid: TokenGrid | None = None,
+    segments: tuple[TokenSegment, ...] = (),
+) -> Measured:
+    """The metrics of `plan` of one call.
+
+    Args:
+        attention: What makes the map.
+        plan: From `plan_of`.
+        grid: Which tokens are patches, of the queries as of the keys.
+        segments: What is known of the other keys.
+
+    Raises:
+        BadRequest: a registered metric returned what is no metric; the message names it.
+    """
+    q, k = attention.q, attention.k
+    scope = Scope(q.shape[1], q.shape[2], k.shape[2], q.device, grid, segments)
+    planar = grid is None or grid.frames == 1  # else distances have three axes
+    if plan.fusable and planar and _fused_pays(attention):
+        evidence = _fused_evidence(attention, scope, plan)
+    else:
+        evidence = tiled_evidence(attention, scope, plan)
+    return measured(evidence, scope, plan)
 
 
 def _fused_pays(attention: Operands) -> bool:
@@ -77,38 +107,35 @@ def _fused_pays(attention: Operands) -> bool:
     return has_fused_lse(q.device, q.dtype)
 
 
-def _fused_statistics(
-    attention: Operands, grid: TokenGrid | None, names: Collection[str]
-) -> tuple[dict[str, Tensor], Tensor]:
+def _fused_evidence(attention: Operands, scope: Scope, plan: Plan) -> Evidence:
     q, k, scale = attention.q, attention.k, attention.scale
-    rows, heads, queries, keys = *q.shape[:3], k.shape[2]
-    values: dict[str, Tensor] = {}
+    means: dict[str, Tensor] = {}
     centre = _common_offset(k) if q.dtype in LOW_PRECISION else None
     read, lse = attention_lse(q, k, k if centre is None else k - centre, None, scale)
-    if "entropy" in names:
+    if "entropy" in plan.made:
         score = (read.float() * q.float()).sum((-1, -2))  # (B, H), over all queries
         if centre is not None:
             score += (q.sum(-2, dtype=torch.float32) * centre.squeeze(-2).float()).sum(-1)
-        values["entropy"] = lse.mean(-1) - score * (scale / queries)
-    covers = grid is not None and grid.count == queries == keys
-    if "rms_distance" in names and grid is None:
-        values["rms_distance"] = lse.new_full((rows, heads), torch.nan)
-    if "rms_distance" in names and grid is not None and not covers:
+        means["entropy"] = (lse.mean(-1) - score * (scale / scope.queries)).flatten()
+    grid = scope.grid if "rms_distance" in plan.made else None
+    square = sums = None
+    if grid and grid.count == scope.queries == scope.keys:
+        square, sums = _mean_square_distance(q, k, lse, scale, grid)
+    elif grid:
         image = slice(grid.start, grid.start + grid.count)
-        values["rms_distance"] = _rms_distance(k[:, :, image], q[:, :, image], None, scale, grid)[0]
-    if "received_max" in names or ("rms_distance" in names and covers):
-        if grid is not None and covers:
-            values["rms_distance"], sums = _rms_distance(q, k, lse, scale, grid)
-        else:
-            sums = attention_lse(k, q, k.new_zeros(1).expand_as(q), -lse, scale)[1]
-        values["received_max"] = sums.amax(-1).exp() / queries
-    return {name: values[name] for name in names}, lse
+        square = _mean_square_distance(k[:, :, image], q[:, :, image], None, scale, grid)[0]
+    if square is not None:
+        means["rms_distance"] = square.flatten()
+    if sums is None and (plan.received or plan.columns):
+        sums = attention_lse(k, q, k.new_zeros(1).expand_as(q), -lse, scale)[1]
+    share = None if sums is None else sums.flatten(0, 1).exp() / scope.queries
+    return Evidence(lse.flatten(0, 1), means, share)
 
 
-def _rms_distance(
+def _mean_square_distance(
     q: Tensor, k: Tensor, lse: Tensor | None, scale: float, grid: TokenGrid
 ) -> tuple[Tensor, Tensor]:
-    """Root mean square distance (B, H), and the log-sum-exp (B, H, M) of the swapped call.
+    """Mean square distance (B, H), and the log-sum-exp (B, H, M) of the swapped call.
 
     With `lse` the readers `q` are the keys of the call, weighted as the map weights them. Without
     it every row of the call counts the same; swap q and k to average over the rows of the map.
@@ -128,7 +155,7 @@ def _rms_distance(
         total = total + share.sum((-1, -2))
         square = square + share.mul_(apart).sum((-1, -2))
     # Every query lies in one column and in one row: the total counts the mass twice.
-    return (square * 2 / total).sqrt(), lse_of_keys
+    return square * 2 / total, lse_of_keys
 
 
 def _common_offset(k: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ditscope.core.sites import TokenGrid
+
 P = ParamSpec("P")
 
 
@@ -27,15 +29,44 @@ def _remembered(make: Callable[P, Tensor]) -> Callable[P, Tensor]:
     return table
 
 
-@_remembered
-def squared_distances(
-    height: int, width: int, first: int, last: int, device: torch.device
-) -> Tensor:
+def squared_distances(grid: TokenGrid, first: int, last: int, device: torch.device) -> Tensor:
     """From patches `first` .. `last - 1` to all patches: (n, I) float32."""
-    token = torch.arange(height * width, device=device)
-    y, x = (token // width).float(), (token % width).float()
-    some = slice(first, last)
-    return (y[some, None] - y).square_() + (x[some, None] - x).square_()
+    return _squared_distances(grid.frames, grid.height, grid.width, first, last, device)
+
+
+@_remembered
+def _squared_distances(
+    frames: int, height: int, width: int, first: int, last: int, device: torch.device
+) -> Tensor:
+    token = torch.arange(frames * height * width, device=device)
+    t, y, x = token // (height * width), token // width % height, token % width
+    square = torch.zeros((), device=device)
+    for place in (y.float(), x.float(), t.float())[: 3 if frames > 1 else 2]:
+        square = square + (place[first:last, None] - place).square_()
+    return square
+
+
+def distances(grid: TokenGrid, first: int, last: int, device: torch.device) -> Tensor:
+    """As `squared_distances`, with the root taken."""
+    return _distances(grid.frames, grid.height, grid.width, first, last, device)
+
+
+@_remembered
+def _distances(
+    frames: int, height: int, width: int, first: int, last: int, device: torch.device
+) -> Tensor:
+    return _squared_distances(frames, height, width, first, last, device).sqrt()
+
+
+def places(grid: TokenGrid, device: torch.device) -> Tensor:
+    """Frame, grid row and grid column of each patch, from the middle of the grid: (I, 3)."""
+    return _places(grid.frames, grid.height, grid.width, device)
+
+
+@_remembered
+def _places(frames: int, height: int, width: int, device: torch.device) -> Tensor:
+    axes = [torch.arange(n, device=device) - (n - 1) / 2 for n in (frames, height, width)]
+    return torch.cartesian_prod(*axes)
 
 
 @_remembered

@@ -23,12 +23,13 @@ import xarray
 from torch import Tensor, nn
 
 from ditscope.attention.around import Around, checked_module
-from ditscope.attention.capture import Capture, known_statistics
+from ditscope.attention.capture import Capture
 from ditscope.attention.census import Census, refuse_fused, take_census
+from ditscope.attention.metrics.plan import Plan, plan_of
 from ditscope.attention.operands import Operands
 from ditscope.attention.rows import attention_columns, attention_rows
 from ditscope.core.sites import Site, TokenGrid
-from ditscope.core.statistics import STATISTICS
+from ditscope.core.statistics import DEFAULT_METRICS, STATISTICS
 from ditscope.errors import BadRequest, NothingWatched, listed
 
 KEPT_BYTES = 2**30
@@ -40,7 +41,8 @@ Kept = dict[str, tuple[Operands, Tensor]]  # by site: what makes its map, log-su
 def watch(
     model: nn.Module,
     *,
-    statistics: Sequence[str] = tuple(STATISTICS),
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    detail: str = "heads",
     keep: Sequence[str] | None = None,
     grid: TokenGrid | Mapping[str, TokenGrid] | None = None,
 ) -> Watch:
@@ -48,18 +50,27 @@ def watch(
 
     Args:
         model: Any module whose attention calls `F.scaled_dot_product_attention`.
-        statistics: Names in `ditscope.core.statistics.STATISTICS`.
+        metrics: Names in `ditscope.core.statistics.STATISTICS`, your own among them.
+        detail: "heads", or "tokens" to keep the numbers of single tokens too, for `tokens`.
         keep: Globs of site names whose queries and keys are kept in every forward, for `rows`. By
             default those of all sites, of the last forward alone, if they take 1 GiB or less.
         grid: The grid of image tokens, if the model is not one whose grid is known: for all
             self-attention, or per glob of site names. Distances need it.
 
     Raises:
-        BadRequest: model is no module; later, on the first forward, a glob or grid fits no site.
+        BadRequest: model is no module, or there is no such metric or detail; later, on the first
+            forward, a glob or grid fits no site.
         NothingWatched: from a forward in the block, if no attention can be seen in it or not what
             the census expects; at the end of the block, if there was no forward.
     """
-    return Watch(checked_module(model, "watch"), statistics, keep, grid)
+    plan = plan_of(metrics, detail)
+    if between := (*plan.steps, *plan.branches):
+        raise BadRequest(
+            f"{listed(each.name for each in between)}: a forward does not say its step and branch",
+            field="metrics",
+            fix="record a sampling with these metrics: sample(..., record=..., metrics=[...])",
+        )
+    return Watch(checked_module(model, "watch"), plan, keep, grid)
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,7 @@ class _Forward:
     """A forward that has run."""
 
     values: dict[str, Tensor]  # (B, L, H) each
+    tokens: dict[str, Tensor]  # (B, L, H, tokens) each
     kept: Kept
 
 
@@ -79,12 +91,12 @@ class Watch:
     def __init__(
         self,
         model: nn.Module,
-        statistics: Sequence[str],
+        plan: Plan,
         keep: Sequence[str] | None,
         grid: TokenGrid | Mapping[str, TokenGrid] | None,
     ) -> None:
         self._model, self._grid = model, grid
-        self._names = known_statistics(statistics)
+        self._plan = plan
         self._keep = None if keep is None else tuple(keep)
         self._census: Census | None = None
         self._forwards: list[_Forward] = []
@@ -125,24 +137,17 @@ class Watch:
         NaN where a statistic is undefined, and where a forward or a site has fewer samples or
         heads than another. `sample` counts the rows of the attention call's batch.
         """
-        sites, forwards = self.sites, self._forwards
         dims = ("forward", "sample", "site", "head")
-        variables = {}
-        for name in self._names:
-            rows = max(each.values[name].shape[0] for each in forwards)
-            heads = forwards[0].values[name].shape[2]
-            table = np.full((len(forwards), rows, len(sites), heads), np.nan, np.float32)
-            for index, each in enumerate(forwards):
-                table[index, : len(each.values[name])] = each.values[name].numpy()
-            about = STATISTICS[name]
-            attributes = {
-                "long_name": about.long_name,
-                "units": about.unit,
-                "formula": about.formula,
-                "source": about.source,
-            }
-            variables[name] = xarray.Variable(dims, table, attributes)
-        return xarray.Dataset(variables, coords={"site": [site.name for site in sites]})
+        return _dataset([each.values for each in self._forwards], dims, self.sites)
+
+    @property
+    def tokens(self) -> xarray.Dataset:
+        """Metrics of single tokens (forward, sample, site, head, token), of `detail="tokens"`.
+
+        A token is a query, or of metrics of what is received a key. NaN as in `stats`.
+        """
+        dims = ("forward", "sample", "site", "head", "token")
+        return _dataset([each.tokens for each in self._forwards], dims, self.sites)
 
     def rows(self, site: str, query: int | Sequence[int], forward: int = -1) -> xarray.DataArray:
         """Where some queries of a site look: (sample, head, query, key), exact, sums to 1.
@@ -198,9 +203,12 @@ class Watch:
         refuse_fused(self._census.fused)
         kept: Kept = {}
         keeper = _Keeper(kept, self._keep)
-        with Capture(self._census.sites, self._names, on_attention=keeper) as capture:
+        detail = "tokens" if self._plan.tokens else "heads"
+        with Capture(
+            self._census.sites, self._plan.names, on_attention=keeper, detail=detail
+        ) as capture:
             yield
-        forward = _Forward(capture.statistics(), kept)
+        forward = _Forward(capture.statistics(), capture.tokens(), kept)
         with self._lock:
             if self._keep is None:
                 for earlier in self._forwards:
@@ -236,6 +244,28 @@ class _Keeper:
             self._kept[site.name] = (_copied(attention), lse)
         else:
             self._kept.clear()
+
+
+def _dataset(
+    forwards: list[dict[str, Tensor]], dims: tuple[str, ...], sites: tuple[Site, ...]
+) -> xarray.Dataset:
+    """What was measured in each forward, (B, L, H, ...) by name."""
+    variables = {}
+    for name in forwards[0] if forwards else ():
+        found = [each[name].numpy() for each in forwards]
+        shape = [max(sizes) for sizes in zip(*(each.shape for each in found), strict=True)]
+        table = np.full((len(found), *shape), np.nan, np.float32)
+        for index, each in enumerate(found):
+            table[(index, *map(slice, each.shape))] = each
+        about = STATISTICS[name]
+        attributes = {
+            "long_name": about.long_name,
+            "units": about.unit,
+            "formula": about.formula,
+            "source": about.source,
+        }
+        variables[name] = xarray.Variable(dims, table, attributes)
+    return xarray.Dataset(variables, coords={"site": [site.name for site in sites]})
 
 
 def _copied(attention: Operands) -> Operands:

@@ -76,6 +76,13 @@ class SampleOptions:
     attention_debug: Annotated[
         bool, typer.Option("--attention-debug", help="Record the attention of every head.")
     ] = False
+    metrics: Annotated[
+        str | None,
+        typer.Option(help="Record these metrics too, as in mean_distance,sink_mass."),
+    ] = None
+    detail: Annotated[
+        str, typer.Option(help="heads; or tokens, to record metrics of each token too.")
+    ] = "heads"
     qk_steps: Annotated[
         int, typer.Option(min=0, help="Store Q and K of this many steps, evenly spread.")
     ] = 0
@@ -125,6 +132,8 @@ class SampleOptions:
             "cfg_interval": self.cfg_interval,
             "seed": self.seed,
             "batch_size": self.batch_size,
+            "metrics": chosen_metrics(self.metrics, self.detail, default=self.attention_debug),
+            "detail": self.detail,
             "edits": typed_edits(
                 self.temperature,
                 self.temperature_layers,
@@ -134,8 +143,6 @@ class SampleOptions:
                 self.ablate_steps,
             ),
         }
-        if not self.attention_debug:
-            settings["statistics"] = ()
         labels = chosen_labels(pipe, self.class_ or [], self.num_samples)
         return make_job(pipe, labels, settings).keeping_qk(self.qk_steps)
 
@@ -156,6 +163,20 @@ def chosen_labels(pipe: Pipeline, classes: list[str], count: int | None) -> list
         total = len(pipe.labels)
         named = [index * total // min(count, total) for index in range(min(count, total))]
     return [named[index % len(named)] for index in range(count)]
+
+
+def chosen_metrics(names: str | None, detail: str, *, default: bool) -> tuple[str, ...]:
+    """The default metrics and those of a list with commas; with neither asked for, none.
+
+    The default ones are always there because the pictures that are drawn of a run need them.
+    """
+    from ditscope.attention.metrics.plan import plan_of
+    from ditscope.core.statistics import DEFAULT_METRICS
+
+    more = [name.strip() for name in (names or "").split(",") if name.strip()]
+    if not (more or default):
+        return plan_of((), detail).names
+    return plan_of(tuple(dict.fromkeys((*DEFAULT_METRICS, *more))), detail).names
 
 
 @contextlib.contextmanager

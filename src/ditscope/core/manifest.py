@@ -69,6 +69,15 @@ class SamplerRecord(Record):
     options: dict[str, object] = Field(default_factory=dict)
 
 
+class MetricRecord(Record):
+    """What a stored number means, as it was when it was stored."""
+
+    long_name: str
+    unit: str
+    formula: str
+    source: str
+
+
 class FileRecord(Record):
     """Size and digest of one file, by its path relative to the run directory."""
 
@@ -94,6 +103,8 @@ class RunManifest(Record):
     latent_shape: tuple[int, int, int]  # channels, height, width
     sites: tuple[Site, ...]
     statistics: tuple[str, ...]  # arrays under stats/
+    token_statistics: tuple[str, ...] = ()  # arrays under tokens/
+    metrics: dict[str, MetricRecord] = Field(default_factory=dict)  # what they are
     qk_steps: tuple[int, ...] = ()  # steps whose Q, K and log-sum-exp are stored
     qk_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     scales: tuple[float, ...] = ()  # softmax scale of each site, unless the step has its own

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 
 class TokenGrid(BaseModel):
-    """Which tokens of a sequence are image patches, and on which (height, width) grid.
+    """Which tokens of a sequence are image patches, and on which (frames, height, width) grid.
 
-    Tokens `start .. start + height * width - 1` are patches in row-major order.
+    Tokens `start .. start + count - 1` are patches in row-major order, frame after frame. On the
+    grid of a video a frame is as far from the next as a patch is from its neighbour.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -16,11 +20,17 @@ class TokenGrid(BaseModel):
     height: PositiveInt
     width: PositiveInt
     start: int = Field(default=0, ge=0)
+    frames: PositiveInt = 1
 
     @property
     def count(self) -> int:
         """Number of image tokens."""
-        return self.height * self.width
+        return self.frames * self.height * self.width
+
+    @property
+    def diagonal(self) -> float:
+        """The largest distance between two patches, in patches."""
+        return math.hypot(self.frames - 1, self.height - 1, self.width - 1)
 
     def token(self, y: int, x: int) -> int:
         """Index in the sequence of the patch in grid row `y`, column `x` (IndexError outside)."""
@@ -29,11 +39,21 @@ class TokenGrid(BaseModel):
         return self.start + y * self.width + x
 
 
+class TokenSegment(BaseModel):
+    """Tokens `start .. start + count - 1` of a sequence, which are no image patches."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["text", "class", "register"]
+    start: int = Field(ge=0)
+    count: PositiveInt
+
+
 class Site(BaseModel):
     """One attention call within one forward, named by the module path that made it.
 
     `index` is its position in call order. `grid` is None where the tokens are not known to be
-    image patches; distances are undefined there.
+    image patches; distances are undefined there. `segments` are what is known of the other keys.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -45,3 +65,4 @@ class Site(BaseModel):
     keys: PositiveInt
     head_width: PositiveInt
     grid: TokenGrid | None = None
+    segments: tuple[TokenSegment, ...] = ()

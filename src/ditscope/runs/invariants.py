@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 
 from ditscope.core.axes import BRANCHES
 from ditscope.core.manifest import RunManifest
+from ditscope.core.statistics import METRIC_NAME
 from ditscope.errors import BadRun, foreign
-
-_STATISTIC_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
 def check(manifest: RunManifest, file: str) -> None:
@@ -62,11 +60,21 @@ def _sites(manifest: RunManifest) -> Iterator[tuple[str, str]]:
         tokens = min(site.queries, site.keys)
         if site.grid and site.grid.start + site.grid.count > tokens:
             yield f"sites.{position}.grid", f"does not fit in {tokens} tokens"
-    for name in manifest.statistics:
-        if not _STATISTIC_NAME.fullmatch(name):
+        if site.grid and site.grid.frames > 1:
+            yield f"sites.{position}.grid", "has frames; a run holds pictures"
+        if any(segment.start + segment.count > site.keys for segment in site.segments):
+            yield f"sites.{position}.segments", f"do not fit in {site.keys} keys"
+    for name in (*manifest.statistics, *manifest.token_statistics, *manifest.metrics):
+        if not METRIC_NAME.fullmatch(name):
             yield "statistics", f"{foreign(repr(name))} is not of small letters, digits and _"
-    if len(set(manifest.statistics)) != len(manifest.statistics):
-        yield "statistics", "a name appears twice"
+    for field, names in (
+        ("statistics", manifest.statistics),
+        ("token_statistics", manifest.token_statistics),
+    ):
+        if len(set(names)) != len(names):
+            yield field, "a name appears twice"
+    if strange := set(manifest.token_statistics) - set(manifest.statistics):
+        yield "token_statistics", f"{foreign(min(strange))} is not in statistics"
     if manifest.statistics and not manifest.sites:
         yield "sites", "statistics without a site"
 

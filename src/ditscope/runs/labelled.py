@@ -13,6 +13,7 @@ from xarray.core import indexing
 
 from ditscope.core.axes import BRANCH, CHANNEL, HEAD, LAYER, SAMPLE, STATISTIC_AXES, STEP, X, Y
 from ditscope.core.manifest import StepRecord
+from ditscope.runs.arrays import ArraySpec
 from ditscope.runs.files import RunFiles
 from ditscope.runs.layout import Layout
 
@@ -23,22 +24,26 @@ def statistics(files: RunFiles, layout: Layout, steps: tuple[StepRecord, ...]) -
     for name, spec in layout.stats.items():
         values = np.stack([files.block(spec, step=step.index) for step in steps])
         variables[name] = (STATISTIC_AXES, values, dict(spec.attributes))
-    sites = layout.manifest.sites
-    coords: dict[str, Any] = {
-        **_step_coords(steps),
-        BRANCH: list(layout.branches),
-        **_sample_coords(layout),
-        LAYER: np.arange(len(sites)),
-        "site": (LAYER, _texts(site.name for site in sites)),
-        HEAD: np.arange(max((site.heads for site in sites), default=0)),
+    return xarray.Dataset(variables, _head_coords(layout, steps))
+
+
+def tokens(files: RunFiles, layout: Layout, steps: tuple[StepRecord, ...]) -> xarray.Dataset:
+    """Metrics of single tokens, with a last axis `token`; a step is read when it is looked at."""
+    variables = {
+        name: xarray.Variable(
+            spec.dims,
+            indexing.LazilyIndexedArray(_Steps(files, spec, len(steps))),
+            dict(spec.attributes),
+        )
+        for name, spec in layout.tokens.items()
     }
-    return xarray.Dataset(variables, coords)
+    return xarray.Dataset(variables, _head_coords(layout, steps))
 
 
 def latents(files: RunFiles, layout: Layout, steps: tuple[StepRecord, ...]) -> xarray.DataArray:
     """Network inputs (step, sample, channel, y, x); a step is read when it is looked at."""
     return xarray.DataArray(
-        indexing.LazilyIndexedArray(_Latents(files, layout, len(steps))),
+        indexing.LazilyIndexedArray(_Steps(files, layout.latents, len(steps))),
         dims=(STEP, SAMPLE, CHANNEL, Y, X),
         coords={**_step_coords(steps), **_sample_coords(layout)},
         name="latents",
@@ -67,13 +72,13 @@ def images(pictures: NDArray[np.uint8], layout: Layout) -> xarray.DataArray:
     )
 
 
-class _Latents(BackendArray):
-    """The stored latents of the first `num_steps` steps, one read per step asked for."""
+class _Steps(BackendArray):
+    """An array of the first `num_steps` steps, one read per step asked for."""
 
-    def __init__(self, files: RunFiles, layout: Layout, num_steps: int) -> None:
-        self._files, self._spec = files, layout.latents
-        self.shape = (num_steps, *layout.latents.shape[1:])
-        self.dtype = np.dtype(layout.latents.dtype)
+    def __init__(self, files: RunFiles, spec: ArraySpec, num_steps: int) -> None:
+        self._files, self._spec = files, spec
+        self.shape = (num_steps, *spec.shape[1:])
+        self.dtype = np.dtype(spec.dtype)
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> NDArray[np.float32]:
         return indexing.explicit_indexing_adapter(
@@ -93,6 +98,18 @@ def _step_coords(steps: tuple[StepRecord, ...]) -> dict[str, Any]:
         STEP: [step.index for step in steps],
         "noise_level": (STEP, [step.noise_level for step in steps]),
         "timestep": (STEP, [step.timestep for step in steps]),
+    }
+
+
+def _head_coords(layout: Layout, steps: tuple[StepRecord, ...]) -> dict[str, Any]:
+    sites = layout.manifest.sites
+    return {
+        **_step_coords(steps),
+        BRANCH: list(layout.branches),
+        **_sample_coords(layout),
+        LAYER: np.arange(len(sites)),
+        "site": (LAYER, _texts(site.name for site in sites)),
+        HEAD: np.arange(max((site.heads for site in sites), default=0)),
     }
 
 

@@ -6,6 +6,7 @@
       latents           (step, sample, channel, y, x): the exact input of each evaluation
       final             (sample, channel, y, x): what the codec turned into the images
       stats/<name>      (step, branch, sample, layer, head), NaN where a branch was not evaluated
+      tokens/<name>     (step, branch, sample, layer, head, token), of metrics kept per token
       qk/{q,k}          (step, branch, sample, layer, head, query | key, head_width)
       qk/lse            (step, branch, sample, layer, head, query): natural log
     COMPLETE            written last: the digest of run.json
@@ -35,6 +36,7 @@ from ditscope.core.axes import (
     SAMPLE,
     STATISTIC_AXES,
     STEP,
+    TOKEN,
     Branch,
     X,
     Y,
@@ -66,26 +68,29 @@ class Layout:
     branches: tuple[Branch, ...]  # the branch axis: all that are evaluated at some step
     latents: ArraySpec
     final: ArraySpec
-    stats: Mapping[str, ArraySpec]  # by name of the statistic
+    stats: Mapping[str, ArraySpec]  # by name of the metric
+    tokens: Mapping[str, ArraySpec]  # likewise
     qk: Mapping[str, ArraySpec]  # q, k and lse; empty if none are kept
 
     @property
     def arrays(self) -> tuple[ArraySpec, ...]:
         """All arrays."""
-        return (self.latents, self.final, *self.stats.values(), *self.qk.values())
+        metrics = (*self.stats.values(), *self.tokens.values())
+        return (self.latents, self.final, *metrics, *self.qk.values())
 
     @property
     def group_files(self) -> list[str]:
         """The `zarr.json` of every group."""
         groups = [DATA]
         groups += [f"{DATA}/stats"] if self.stats else []
+        groups += [f"{DATA}/tokens"] if self.tokens else []
         groups += [f"{DATA}/qk"] if self.qk else []
         return [f"{group}/{ZARR_JSON}" for group in groups]
 
     def step_files(self, step: int) -> list[str]:
         """The chunks of one step."""
         files = list(self.latents.chunk_files(step=step))
-        for spec in self.stats.values():
+        for spec in (*self.stats.values(), *self.tokens.values()):
             files += spec.chunk_files(step=step)
         if step in self.manifest.qk_steps:
             for spec in self.qk.values():
@@ -130,7 +135,11 @@ def layout_of(manifest: RunManifest) -> Layout:
         branches=branches,
         latents=_array("latents", steps | samples | image, "float32"),
         final=_array("final", samples | image, "float32"),
-        stats={name: _statistic(name, manifest, len(branches)) for name in manifest.statistics},
+        stats={name: _metric(name, manifest, len(branches)) for name in manifest.statistics},
+        tokens={
+            name: _metric(name, manifest, len(branches), tokens=True)
+            for name in manifest.token_statistics
+        },
         qk=_qk(manifest, len(branches)) if manifest.qk_steps else {},
     )
     num_files = sum(spec.num_chunks for spec in layout.arrays) + len(manifest.labels)
@@ -139,13 +148,18 @@ def layout_of(manifest: RunManifest) -> Layout:
     return layout
 
 
-def _statistic(name: str, manifest: RunManifest, num_branches: int) -> ArraySpec:
-    known = STATISTICS.get(name)
-    attributes = (
-        {"long_name": known.long_name, "units": known.unit, "formula": known.formula}
-        if known
-        else {}
-    )
+def _metric(
+    name: str, manifest: RunManifest, num_branches: int, *, tokens: bool = False
+) -> ArraySpec:
+    about = manifest.metrics.get(name) or STATISTICS.get(name)  # older runs rely on the names
+    attributes = {}
+    if about:
+        attributes = {
+            "long_name": about.long_name,
+            "units": about.unit,
+            "formula": about.formula,
+            "source": about.source,
+        }
     sizes = (
         len(manifest.steps),
         num_branches,
@@ -154,7 +168,10 @@ def _statistic(name: str, manifest: RunManifest, num_branches: int) -> ArraySpec
         max(site.heads for site in manifest.sites),
     )
     axes: dict[str, int] = dict(zip(STATISTIC_AXES, sizes, strict=True))
-    return _array(f"stats/{name}", axes, "float32", attributes)
+    if not tokens:
+        return _array(f"stats/{name}", axes, "float32", attributes)
+    axes[TOKEN] = max(max(site.queries, site.keys) for site in manifest.sites)
+    return _array(f"tokens/{name}", axes, "float32", attributes)
 
 
 def _qk(manifest: RunManifest, num_branches: int) -> dict[str, ArraySpec]:

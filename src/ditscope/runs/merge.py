@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ditscope.core.manifest import RunManifest
+from ditscope.core.manifest import RunManifest, StepRecord
 from ditscope.runs.arrays import ArraySpec
 from ditscope.runs.layout import layout_of
 from ditscope.runs.reader import Run
@@ -67,10 +67,14 @@ def merge(parts: Sequence[Run], manifest: RunManifest, writer: RunWriter) -> Non
     for step in manifest.steps:
         latents = [_block(run, run.layout.latents, step=step.index) for run in parts]
         stats = {
-            name: np.concatenate([_statistic(run, name, step.index) for run in parts], axis=1)
+            name: np.concatenate([_of_step(run, run.layout.stats[name], step) for run in parts], 1)
             for name in manifest.statistics
         }
-        writer.write_step(step.index, np.concatenate(latents), stats)
+        tokens = {
+            name: np.concatenate([_of_step(run, run.layout.tokens[name], step) for run in parts], 1)
+            for name in manifest.token_statistics
+        }
+        writer.write_step(step.index, np.concatenate(latents), stats, tokens)
         if step.index in manifest.qk_steps:
             for layer in range(len(manifest.sites)):
                 _qk(parts, manifest, writer, step.index, layer)
@@ -88,9 +92,9 @@ def _block(run: Run, spec: ArraySpec, **place: int) -> NDArray[Any]:
     return run.files.block(spec, **place)
 
 
-def _statistic(run: Run, name: str, step: int) -> NDArray[Any]:
-    """(branch, sample, layer, head) of the branches that the step evaluates."""
-    return _block(run, run.layout.stats[name], step=step)[_evaluated(run, step)]
+def _of_step(run: Run, spec: ArraySpec, step: StepRecord) -> NDArray[Any]:
+    """(branch, sample, layer, head, ...) of the branches that the step evaluates."""
+    return _block(run, spec, step=step.index)[_evaluated(run, step.index)]
 
 
 def _evaluated(run: Run, step: int) -> list[int]:

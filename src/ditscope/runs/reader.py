@@ -92,6 +92,17 @@ class Run:
         return labelled.statistics(self.files, self.layout, self.steps)
 
     @cached_property
+    def tokens(self) -> xarray.Dataset:
+        """Metrics of single tokens: (step, branch, sample, layer, head, token), read step by step.
+
+        Holds what was sampled with `detail="tokens"`; axes and coordinates as of `stats`. A token
+        is a query, or of metrics of what is received a key. NaN where there is no number.
+        """
+        from ditscope.runs import labelled
+
+        return labelled.tokens(self.files, self.layout, self.steps)
+
+    @cached_property
     def latents(self) -> xarray.DataArray:
         """Input of the network: (step, sample, channel, y, x) float32, read step by step."""
         from ditscope.runs import labelled

@@ -95,6 +95,9 @@ def _step_checks(files: RunFiles, layout: Layout, step: int) -> Iterator[Check]:
     for statistic, spec in layout.stats.items():
         for name in spec.chunk_files(step=step):
             yield partial(_in_bounds, files, layout, statistic, step, name)
+    for spec in layout.tokens.values():
+        for name in spec.chunk_files(step=step):
+            yield partial(_decodes, files, spec, name)
     if step in layout.manifest.qk_steps:
         position = layout.manifest.qk_steps.index(step)
         for spec in layout.qk.values():
@@ -126,13 +129,15 @@ def _in_bounds(
     for branch, values in zip(layout.branches, block, strict=True):
         evaluated = branch in layout.manifest.steps[step].branches
         for site in layout.manifest.sites:
-            maximum = STATISTICS[statistic].maximum(site)
+            known = STATISTICS[statistic]
+            minimum, maximum = known.minimum(site), known.maximum(site)
             count = site.heads if evaluated and not math.isnan(maximum) else 0
             heads, beyond = values[:, site.index, :count], values[:, site.index, count:]
             where = f"{files.root / name}: {statistic} of {branch}, {site.name}, step {step}"
-            slack = BOUND_SLACK * maximum
-            if not ((heads >= -slack) & (heads <= maximum + slack)).all():
-                yield f"{where}: a value outside 0 to {maximum:.4g}"
+            slack = BOUND_SLACK * (maximum - minimum)
+            inside = (heads >= minimum - slack) & (heads <= maximum + slack)
+            if not (inside | (np.isnan(heads) & known.gaps)).all():
+                yield f"{where}: a value outside {minimum:.4g} to {maximum:.4g}"
             if not np.isnan(beyond).all():
                 yield f"{where}: a value where nothing was measured"
 

@@ -102,31 +102,43 @@ class RunWriter:
         self._close()
 
     def write_step(
-        self, index: int, latent: NDArray[np.float32], stats: Mapping[str, NDArray[np.float32]]
+        self,
+        index: int,
+        latent: NDArray[np.float32],
+        stats: Mapping[str, NDArray[np.float32]],
+        tokens: Mapping[str, NDArray[np.float32]] | None = None,
     ) -> None:
-        """Write the network input of one evaluation and its statistics.
+        """Write the network input of one evaluation and its metrics.
 
         Args:
             index: position in `manifest.steps`; steps are written and committed in order.
             latent: (sample, channel, y, x) float32.
             stats: every statistic of the manifest, each (branch, sample, layer, head) float32, with
                 the branches that this step evaluates, in the order of its record.
+            tokens: every token statistic, likewise, each (branch, sample, layer, head, token).
 
         Raises:
             BadRequest: out of order, a statistic is missing or unknown, or a shape is wrong.
             NumericalError: the latent is not finite.
         """
         self._expect_step(index)
-        if stats.keys() != self._layout.stats.keys():
-            raise BadRequest(
-                f"statistics {listed(sorted(stats))}",
-                field="stats",
-                expected=listed(sorted(self._layout.stats)),
-            )
+        tokens = tokens or {}
+        for field, given, known in (
+            ("stats", stats, self._layout.stats),
+            ("tokens", tokens, self._layout.tokens),
+        ):
+            if given.keys() != known.keys():
+                raise BadRequest(
+                    f"statistics {listed(sorted(given)) or 'none'}",
+                    field=field,
+                    expected=listed(sorted(known)) or "none",
+                )
         _expect_finite(latent, f"step {index}")
         self._put_block(self._layout.latents, latent, step=index)
         for name, spec in self._layout.stats.items():
             self._put_block(spec, self._all_branches(index, stats[name], np.nan), step=index)
+        for name, spec in self._layout.tokens.items():
+            self._put_block(spec, self._all_branches(index, tokens[name], np.nan), step=index)
 
     def write_qk(
         self,

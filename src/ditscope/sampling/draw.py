@@ -70,8 +70,8 @@ def sample(
             edits, ...
 
     Raises:
-        BadRequest: an unknown class, setting, sampler or statistic, or a value out of range; an
-            edit of what does not exist; a record inside a block of `edit`, which it could not tell.
+        BadRequest: an unknown class, setting, sampler or metric, or a value out of range; an edit
+            of what does not exist; a record inside a block of `edit`, which it could not tell.
         ResourceError: the run cannot be written; found before anything is computed if it can be.
         NumericalError: NaN or Inf; names the step and the rows.
         NothingWatched: the network made other attention calls than its census says.

@@ -21,9 +21,10 @@ from pydantic import (
 
 from ditscope.attention.census import census
 from ditscope.attention.edits.kinds import AnyEdit
+from ditscope.attention.metrics.plan import plan_of
 from ditscope.core.labels import find_class
 from ditscope.core.sites import Site
-from ditscope.core.statistics import STATISTICS
+from ditscope.core.statistics import DEFAULT_METRICS
 from ditscope.diffusion import sampler
 from ditscope.diffusion.noise import sample_seed
 from ditscope.diffusion.schedule import SamplerPlan
@@ -45,7 +46,8 @@ class Settings(BaseModel):
     clip_denoised: bool = False
     seed: NonNegativeInt = 0
     batch_size: PositiveInt = 8  # samples that go through the network together
-    statistics: tuple[str, ...] = tuple(STATISTICS)  # of a recorded run
+    metrics: tuple[str, ...] = DEFAULT_METRICS  # of a recorded run
+    detail: str = "heads"  # or "tokens": the numbers of single tokens are recorded too
     qk_steps: tuple[NonNegativeInt, ...] = ()  # evaluations whose Q, K and log-sum-exp are stored
     edits: tuple[AnyEdit, ...] = ()  # of the attention, in their order
 
@@ -110,7 +112,7 @@ def make_job(pipe: Pipeline, labels: Sequence[str | int], settings: dict[str, ob
     """Check everything that can be checked without computing.
 
     Raises:
-        BadRequest: no label, or an unknown class, setting, sampler or statistic, or a value out of
+        BadRequest: no label, or an unknown class, setting, sampler or metric, or a value out of
             range; an edit of a layer, head or step that does not exist.
     """
     chosen = _settings(settings)
@@ -127,7 +129,7 @@ def make_job(pipe: Pipeline, labels: Sequence[str | int], settings: dict[str, ob
         pipe.process, name, steps, eta=chosen.eta, clip_denoised=chosen.clip_denoised
     )
     _check_guidance(pipe, chosen, scale)
-    _check_known("statistics", chosen.statistics, tuple(STATISTICS))
+    plan_of(chosen.metrics, chosen.detail)
     _check_known("qk_steps", chosen.qk_steps, range(len(plan.evaluations)))
     job = Job(pipe, chosen, classes, plan, scale)
     for edit in chosen.edits:

@@ -19,19 +19,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ditscope.attention.capture import Capture
+from ditscope.attention.capture import Capture, Moment
 from ditscope.attention.edits.forward import softmax_scales
 from ditscope.attention.edits.kinds import specs_of
+from ditscope.attention.metrics.plan import plan_of
 from ditscope.core.axes import Branch
 from ditscope.core.manifest import (
     GuidanceRecord,
     LabelRecord,
+    MetricRecord,
     ModelRecord,
     RunManifest,
     SamplerRecord,
     StepRecord,
 )
 from ditscope.core.sites import Site
+from ditscope.core.statistics import STATISTICS
 from ditscope.diffusion.guidance import branches_at
 from ditscope.diffusion.schedule import Evaluation
 from ditscope.runs.writer import RunWriter
@@ -50,6 +53,8 @@ class Recorder:
         self._job = job
         self._writer = RunWriter(path, manifest, overwrite=overwrite)
         self._stats: list[dict[str, NDArray[np.float32]]] = []  # of this step, one per batch
+        self._tokens: list[dict[str, NDArray[np.float32]]] = []  # likewise
+        self._before: dict[tuple[int, ...], Moment] = {}  # the last forward of each batch
 
     def __enter__(self) -> Self:
         self._writer.__enter__()
@@ -76,24 +81,39 @@ class Recorder:
             parts = (_stored(part).reshape(*shape, *part.shape[1:]) for part in (q, k, lse))
             self._writer.write_qk(evaluation.index, site.index, *parts, first_sample=batch[0])
 
-        if not settings.statistics and not keeps_qk:
+        if not settings.metrics and not keeps_qk:
             yield
             return
-        capture = Capture(self._job.sites, settings.statistics, keep if keeps_qk else None)
+        moment = Moment(branches, self._before.pop(batch, None))
+        capture = Capture(
+            self._job.sites,
+            settings.metrics,
+            keep if keeps_qk else None,
+            detail=settings.detail,
+            moment=moment,
+        )
         with capture:
             yield
-        self._stats.append(
-            {name: _branches_first(values, shape) for name, values in capture.statistics().items()}
-        )
+        moment.before = None  # not all steps are kept, but the last
+        self._before[batch] = moment
+        for kept, found in (
+            (self._stats, capture.statistics()),
+            (self._tokens, capture.tokens()),
+        ):
+            kept.append({name: _branches_first(values, shape) for name, values in found.items()})
 
     def commit(self, x: Tensor, evaluation: Evaluation) -> None:
         """Make the evaluation at state `x` (S, C, h, w) part of the run."""
-        stats = {
-            name: np.concatenate([part[name] for part in self._stats], axis=1)
-            for name in self._job.settings.statistics
-        }
+        stats, tokens = (
+            {
+                name: np.concatenate([part[name] for part in parts], axis=1)
+                for name in (parts[0] if parts else ())
+            }
+            for parts in (self._stats, self._tokens)
+        )
         self._stats.clear()
-        self._writer.write_step(evaluation.index, x.cpu().numpy(), stats)
+        self._tokens.clear()
+        self._writer.write_step(evaluation.index, x.cpu().numpy(), stats, tokens)
         self._writer.commit_step(evaluation.index)
 
     def finish(self, final: Tensor, images: NDArray[np.uint8]) -> None:
@@ -157,11 +177,20 @@ def manifest_of(job: Job) -> RunManifest:
         ),
         latent_shape=pipe.latent_shape,
         sites=sites,
-        statistics=settings.statistics,
+        statistics=settings.metrics,
+        token_statistics=plan_of(settings.metrics, settings.detail).token_names,
+        metrics={name: _described(name) for name in settings.metrics},
         qk_steps=settings.qk_steps,
         qk_dtype=pipe.dtype if settings.qk_steps else None,
         scales=tuple(site.head_width**-0.5 for site in sites),
         edits=specs_of(settings.edits),
+    )
+
+
+def _described(name: str) -> MetricRecord:
+    about = STATISTICS[name]
+    return MetricRecord(
+        long_name=about.long_name, unit=about.unit, formula=about.formula, source=about.source
     )
 
 
@@ -174,5 +203,5 @@ def _stored(tensor: Tensor) -> NDArray[Any]:
 
 
 def _branches_first(values: Tensor, shape: tuple[int, int]) -> NDArray[np.float32]:
-    """(B, L, H) of one batch -> (branch, sample, layer, head)."""
+    """(B, L, H, ...) of one batch -> (branch, sample, layer, head, ...)."""
     return values.numpy().reshape(*shape, *values.shape[1:])

@@ -74,10 +74,10 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # may be unpacked once only
         q, k, v = (tensor.flatten(0, 1) for tensor in saved)  # (T, N, K), (T, M, K)
-        gradient = gradient.flatten(0, 1)
+        gradient = grad_outputs[0].flatten(0, 1)
         dq, dk, dv = (torch.empty_like(tensor) for tensor in (q, k, v))
         tile = max(1, TILE_ELEMENTS // (q.shape[1] * k.shape[1]))
         for first in range(0, len(q), tile):
@@ -86,7 +86,7 @@ class _Attention(torch.autograd.Function):
             p = torch.bmm(scaled, k[heads].mT).softmax(-1)  # (t, N, M)
             torch.bmm(p.mT, gradient[heads], out=dv[heads])
             dp = torch.bmm(gradient[heads], v[heads].mT)
-            ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
+            ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype)
             torch.bmm(ds, k[heads], out=dq[heads])
             torch.bmm(ds.mT, scaled, out=dk[heads])
         dq.mul_(ctx.scale)

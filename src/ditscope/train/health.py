@@ -28,7 +28,7 @@ class LayerHealth:
 
 def attention_health(network: nn.Module, forward: Callable[[], object]) -> list[LayerHealth]:
     """The health of every attention layer of `network` in one call of `forward`, without grad."""
-    with torch.no_grad(), watch(network, statistics=("entropy", "received_max"), keep=()) as seen:
+    with torch.no_grad(), watch(network, metrics=("entropy", "received_max"), keep=()) as seen:
         forward()
     stats = seen.stats.isel(forward=-1).mean("sample")  # (site, head)
     received = seen.stats["received_max"].isel(forward=-1).max(("sample", "head"))

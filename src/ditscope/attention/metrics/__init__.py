@@ -1,0 +1,6 @@
+"""The metrics of attention, each a small function and a registration.
+
+Importing this package registers all that are described in `ditscope.core.statistics`.
+"""
+
+from ditscope.attention.metrics import distance, likeness, received, segments, spread  # noqa: F401
