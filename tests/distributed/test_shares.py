@@ -79,9 +79,10 @@ def draw(folder: Path, path: Path, *, ranks: int = 1, **settings: object) -> lis
         {"count": 5, "qk_steps": (1,)},
         {"count": 3, "batch_size": 8, "qk_steps": (1,)},
         {"count": 5, "cfg_interval": (0.5, 0.99), "qk_steps": (0, 2), "sampler": "heun"},
-        {"count": 5, "statistics": (), "sampler": "unipc"},
+        {"count": 5, "metrics": (), "sampler": "unipc"},
+        {"count": 5, "metrics": ("entropy", "step_overlap"), "detail": "tokens"},
     ],
-    ids=["even", "uneven", "one batch", "branches that come and go", "no statistics"],
+    ids=["even", "uneven", "one batch", "branches that come and go", "no statistics", "tokens"],
 )
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_the_run_is_that_of_one_process(pipeline_folder, tmp_path, settings, ranks):
@@ -138,7 +139,7 @@ def test_more_samples_of_the_same_run_are_added_to_what_is_there(pipeline_folder
         ({"steps": 2}, "steps|sampler"),
         ({"cfg_scale": 3.0}, "guidance"),
         ({"batch_size": 3}, "labels|sample_seeds|batches"),
-        ({"statistics": ()}, "statistics"),
+        ({"metrics": ()}, "statistics|metrics"),
         ({"count": 1}, "labels|sample_seeds|batches"),
     ],
 )

@@ -62,7 +62,7 @@ def test_a_batch_is_drawn_as_if_it_were_alone(folder: Path, tmp_path: Path, dtyp
     """Bit for bit, with every sampler: what else is drawn, or where, changes nothing."""
     pipe = load(folder, dtype=dtype)
     for name in fitting(pipe):
-        settings = {"sampler": name, "steps": 4, "seed": 3, "batch_size": 2, "statistics": ()}
+        settings = {"sampler": name, "steps": 4, "seed": 3, "batch_size": 2, "metrics": ()}
         settings |= {"eta": 0.5} if name == "ddim" else {}
         job = make_job(pipe, ["ant", "bee", "cat", "dog", "eel"], settings)
         whole = draw(pipe, ["ant", "bee", "cat", "dog", "eel"], **settings)
@@ -122,7 +122,7 @@ def test_heun_records_both_evaluations(flow_folder: Path, tmp_path: Path) -> Non
         (["ant"], {"cfg_scale": float("nan")}, "cfg_scale"),
         (["ant"], {"cfg_channels": 4}, "cfg_channels"),
         (["ant"], {"cfg_interval": (0.9, 0.1)}, "cfg_interval"),
-        (["ant"], {"statistics": ("entropie",)}, "statistics"),
+        (["ant"], {"metrics": ("entropie",)}, "did you mean entropy"),
         (["ant"], {"qk_steps": (4,)}, "qk_steps"),
         (["ant"], {"sampler": "ddpm"}, "sampler"),
         (["ant"], {"steps": True}, "steps"),

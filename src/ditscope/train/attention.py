@@ -74,7 +74,9 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # type: ignore[override]
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # may be unpacked once only
         q, k, v = (tensor.flatten(0, 1) for tensor in saved)  # (T, N, K), (T, M, K)
         gradient = grad_outputs[0].flatten(0, 1)
