@@ -20,7 +20,7 @@ from ditscope.model.dit import build
 from ditscope.pipeline import Defaults, Pipeline
 from ditscope.sampling.draw import sample
 
-STEPS = 6
+STEPS = {32: 20, 64: 6}  # by side of the latent; what a run costs once, 1 s of hashing, is in them
 MEMORY_STEPS = (4, 16)
 
 
@@ -54,14 +54,16 @@ def draw(pipe: Pipeline, steps: int, *, recorded: bool) -> None:
 
 def main(pairs: int) -> None:
     """Print the ratios at 256 and 1024 tokens, and the memory at 256."""
-    for side in (32, 64):
+    for side, steps in STEPS.items():
         pipe = pipeline(side)
         found = paired(
             {
-                f"XL/2 bfloat16, {side * side // 4} tokens: sampling": lambda p=pipe: draw(
-                    p, STEPS, recorded=False
+                f"XL/2 bfloat16, {side * side // 4} tokens: sampling": lambda p=pipe, n=steps: draw(
+                    p, n, recorded=False
                 ),
-                "  with statistics of every head": lambda p=pipe: draw(p, STEPS, recorded=True),
+                "  with statistics of every head": lambda p=pipe, n=steps: draw(
+                    p, n, recorded=True
+                ),
             },
             pairs,
         )

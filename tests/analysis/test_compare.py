@@ -71,6 +71,13 @@ def test_equal_noise_makes_pairs(tmp_path):
     assert ds.compare(*pair(tmp_path / "x")).attrs["design"] == "independent"
 
 
+def test_equal_seeds_of_another_process_are_other_noise(tmp_path):
+    a, b = pair(tmp_path, seeds_b=range(8))
+    model = b.manifest.model.model_copy(update={"process": {"kind": "another"}})
+    b.manifest = b.manifest.model_copy(update={"model": model})
+    assert ds.compare(a, b).attrs["design"] == "independent"
+
+
 def test_a_run_does_not_differ_from_itself(tmp_path):
     a, _ = pair(tmp_path)
     found = ds.compare(a, a)

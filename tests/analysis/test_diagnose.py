@@ -196,3 +196,32 @@ def test_layers_with_fewer_heads_and_one_patch_are_no_fault(tmp_path):
     values["received_max"][1] += 1e-3
     found = diagnosed(tmp_path / "run", values, grid=(1, 1))
     assert [f.rule for f in found.findings if f.rule != "copied-steps"] == []
+
+
+def test_what_cannot_be_measured_is_not_called_broken(tmp_path):
+    """The first step has no step before it; only infinity would be wrong there."""
+    values = healthy()
+    values["step_overlap"] = np.full_like(values["entropy"], np.nan)
+    values["mass_class"] = np.full_like(values["entropy"], np.nan)
+    assert diagnosed(tmp_path / "run", values).healthy
+    values["step_overlap"][3, 0, 0, 1, 2] = np.inf
+    (finding,) = diagnosed(tmp_path / "other", values).findings
+    assert (finding.rule, finding.layer, finding.heads) == ("not-finite", 1, (2,))
+    assert (finding.steps, finding.measured) == ((3, 3), 1)
+
+
+def test_the_command_of_a_finding_draws_the_pictures_again(tmp_path):
+    values = healthy()
+    nan(values)
+    (finding,) = diagnosed(tmp_path / "run", values).findings
+    manifest = ds.open_run(tmp_path / "run").manifest
+    words = shlex.split(finding.command)
+    classes = [words[i + 1] for i, word in enumerate(words) if word == "--class"]
+    assert classes == [label.name for label in manifest.labels]
+    for option, wanted in {
+        "--sampler": manifest.sampler.name,
+        "--steps": str(manifest.sampler.steps),
+        "--seed": str(manifest.seed),
+        "--batch-size": str(len(manifest.batches[0])),
+    }.items():
+        assert words[words.index(option) + 1] == wanted

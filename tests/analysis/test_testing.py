@@ -102,3 +102,11 @@ def test_what_does_not_vary_has_no_effect_size():
     assert np.isnan(testing.hedges_g(same, same)).all()
     assert testing.permutation_p(same, same) == 1
     assert testing.sign_flip_p(same - same) == 1
+
+
+def test_two_pairs_have_no_effect_size():
+    """The correction for few samples would be exactly zero."""
+    a = np.array([[1.0], [2.0]])
+    b = np.array([[3.0], [7.0]])
+    assert np.isnan(testing.paired_g(b - a)).all()
+    assert np.isfinite(testing.hedges_g(a, b)).all()

@@ -239,3 +239,20 @@ def test_an_interrupt_leaves_the_whole_steps(pipeline_folder, tmp_path):
     assert 1 <= len(partial.manifest.committed_steps) < 2000
     partial.verify()
     assert os.listdir(tmp_path) == ["run"]
+
+
+def test_what_an_interruption_leaves_is_said(sample, monkeypatch):
+    def update(self, task, **fields):
+        if fields.get("completed") == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("rich.progress.Progress.update", update)
+    code, out, err = sample("--steps", "4", "--attention-debug", "--out", "run")
+    assert (code, out) == (130, "")
+    assert "the steps so far are kept in run; --overwrite draws it anew" in " ".join(err.split())
+    assert len(open_run("run", allow_partial=True).steps) == 2
+
+
+def test_tokens_are_recorded_without_another_option(sample):
+    assert sample("--steps", "1", "--out", "run", "--detail", "tokens").code == 0
+    assert set(open_run("run").tokens) == set(DEFAULT_METRICS)

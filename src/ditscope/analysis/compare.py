@@ -148,8 +148,10 @@ def _values(
             expected=listed(EVEN_METRICS),
         )
     found = relative_to_even(run, recorded(run, metrics=metrics, branch=branch))
-    seeds = list(run.manifest.sample_seeds)
-    found = found.assign_coords(seed=("sample", numpy.array(seeds, dtype=object)))
+    manifest = run.manifest
+    noise = f"{manifest.latent_shape} {manifest.model.process}"  # of a seed: where it is drawn
+    starts = numpy.array([f"{seed} {noise}" for seed in manifest.sample_seeds], dtype=object)
+    found = found.assign_coords(seed=("sample", starts))
     if label is None:
         return found
     records = run.manifest.labels

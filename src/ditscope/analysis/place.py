@@ -30,7 +30,7 @@ FAR, FAVOURITE = 0.5, 10
 """A head looks far from this share of the distance of even attention, and has a favourite patch if
 one receives more than this many even shares."""
 CHOSEN_BY = ("entropy", "rms_distance", "received_max")
-HEAD_FIX = "Say which: layer=0, head=0, or head='mean'."
+HEAD_FIX = "Say which: layer=0, head=0, or head='mean' (--layer 0 --head 0, --head mean)."
 
 
 class Where(TypedDict, total=False):

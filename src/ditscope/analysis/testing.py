@@ -113,6 +113,8 @@ def adjusted(p: Array) -> Array:
 
 
 def _standardised(difference: Array, variance: Array, freedom: int) -> Array:
+    if freedom < 2:  # the correction for few samples would be zero: nothing can be said
+        return numpy.full(difference.shape, numpy.nan)
     correction = 1 - 3 / (4 * freedom - 1)
     out = numpy.full(difference.shape, numpy.nan)
     scale = numpy.sqrt(variance)

@@ -15,9 +15,9 @@ CLASSES = (
     "sailboat",
     "sunflower",
     "automobile",
-    "owl",
+    "fox",
     "strawberry",
-    "rocket",
+    "hamburger",
 )
 STEPS = 50
 QK_STEPS = 5

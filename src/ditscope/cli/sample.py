@@ -34,16 +34,22 @@ def sample(
 
 def record(job: Job, out: Path, *, overwrite: bool) -> Run:
     """Sample into `out` behind a progress bar."""
+    from ditscope.runs.layout import MANIFEST
     from ditscope.sampling.draw import record_job
 
     with progress() as bar:
         task = bar.add_task("drawing", total=len(job.plan.evaluations))
-        return record_job(
-            job,
-            out,
-            overwrite=overwrite,
-            report=lambda done, _: bar.update(task, completed=done),
-        )
+        try:
+            return record_job(
+                job,
+                out,
+                overwrite=overwrite,
+                report=lambda done, _: bar.update(task, completed=done),
+            )
+        except BaseException:  # a signal too
+            if not overwrite and (out / MANIFEST).exists():
+                messages().print(f"the steps so far are kept in {out}; --overwrite draws it anew")
+            raise
 
 
 def gallery(run: Run) -> list[tuple[Path, str]]:

@@ -174,7 +174,7 @@ def chosen_metrics(names: str | None, detail: str, *, default: bool) -> tuple[st
     from ditscope.core.statistics import DEFAULT_METRICS
 
     more = [name.strip() for name in (names or "").split(",") if name.strip()]
-    if not (more or default):
+    if not (more or default or detail == "tokens"):
         return plan_of((), detail).names
     return plan_of(tuple(dict.fromkeys((*DEFAULT_METRICS, *more))), detail).names
 

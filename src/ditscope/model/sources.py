@@ -115,6 +115,9 @@ def read_source(
         "is the configuration of something else",
         file=file,
         expected=f'"format": "{FORMAT}", or a diffusers DiT',
+        fix="of a training, load what `ditscope train ... --export FOLDER` writes"
+        if "optimizer" in tree
+        else None,
     )
 
 

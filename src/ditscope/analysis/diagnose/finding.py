@@ -86,15 +86,25 @@ class Rule:
 
 
 def sample_again(run: Run, *changes: str) -> str:
-    """The command that draws the same pictures again with these options added."""
-    manifest = run.manifest
-    classes = dict.fromkeys(label.name for label in manifest.labels)
+    """The command that draws the same pictures again with these options added.
+
+    Edits of attention are not repeated: a comment says that there were some.
+    """
+    manifest, guidance = run.manifest, run.manifest.guidance
     words = ["ditscope", "sample", "--model", manifest.model.source]
-    for name in classes:
-        words += ["--class", name]
-    words += ["--num-samples", str(len(manifest.labels)), "--steps", str(manifest.sampler.steps)]
-    words += ["--cfg-scale", f"{manifest.guidance.scale:g}", "--seed", str(manifest.seed)]
-    return foreign(shlex.join([*words, "--attention-debug", *changes]), 1000)
+    if manifest.model.weights is not None:
+        words += ["--weights", manifest.model.weights]
+    for label in manifest.labels:
+        words += ["--class", label.name]
+    words += ["--steps", str(manifest.sampler.steps), "--sampler", manifest.sampler.name]
+    words += ["--cfg-scale", f"{guidance.scale:g}", "--seed", str(manifest.seed)]
+    if guidance.channels is not None:
+        words += ["--cfg-channels", str(guidance.channels)]
+    if guidance.interval is not None:
+        words += ["--cfg-interval", *(f"{level:g}" for level in guidance.interval)]
+    words += ["--batch-size", str(max(len(batch) for batch in manifest.batches))]
+    command = foreign(shlex.join([*words, "--attention-debug", *changes]), 1000)
+    return command + ("  # without the edits of the run" if manifest.edits else "")
 
 
 def draw(run: Run, kind: str, *options: str) -> str:

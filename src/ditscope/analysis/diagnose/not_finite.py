@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy
 
 from ditscope.analysis.diagnose.finding import Finding, Rule, Threshold, draw, sample_again
 from ditscope.analysis.diagnose.measured import step_range
 from ditscope.analysis.recorded import branch_steps, metric_names
 from ditscope.core.axes import BRANCHES
+from ditscope.core.sites import Site
+from ditscope.core.statistics import STATISTICS
 from ditscope.runs.reader import Run
 
 THRESHOLD = Threshold("at least", 1, "number", "a softmax of finite scores is finite")
@@ -22,9 +26,11 @@ def check(run: Run) -> list[Finding]:
         steps = numpy.array(branch_steps(run, branch))
         here = run.stats[names].sel(branch=branch, step=steps)
         for site in run.manifest.sites:
-            defined = [n for n in names if n != "rms_distance" or site.grid is not None]
-            values = here[defined].isel(layer=site.index, head=slice(0, site.heads)).to_dataarray()
-            bad = ~numpy.isfinite(values.transpose("step", "head", ...).values)
+            values = here.isel(layer=site.index, head=slice(0, site.heads)).to_dataarray()
+            values = values.transpose("variable", "step", "head", ...)
+            gaps = numpy.array([_may_be_nan(name, site) for name in names])
+            allowed = gaps.reshape(-1, *[1] * (values.ndim - 1)) & numpy.isnan(values.values)
+            bad = numpy.moveaxis(~numpy.isfinite(values.values) & ~allowed, 0, -1)
             if not bad.any():
                 continue
             heads = numpy.nonzero(bad.any(tuple(i for i in range(bad.ndim) if i != 1)))[0]
@@ -47,6 +53,12 @@ def check(run: Run) -> list[Finding]:
                 )
             )
     return found
+
+
+def _may_be_nan(name: str, site: Site) -> bool:
+    """Whether NaN can be the right answer: no step before, no such tokens, no grid."""
+    known = STATISTICS.get(name)
+    return known is None or known.gaps or math.isnan(known.maximum(site))
 
 
 RULE = Rule(
