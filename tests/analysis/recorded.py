@@ -10,17 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ditscope.core.manifest import (
-    GuidanceRecord,
-    LabelRecord,
-    ModelRecord,
-    RunManifest,
-    SamplerRecord,
-    StepRecord,
-)
-from ditscope.core.sites import Site, TokenGrid
 from ditscope.runs.reader import Run, open_run
 from ditscope.runs.writer import RunWriter
+from tests.runs import toy
 
 GRID, PATCH = (6, 8), 4
 OBJECT = (slice(2, 5), slice(3, 6))  # patches; the middle is (3, 4)
@@ -73,57 +65,22 @@ def manifest_of(
     *, grid=GRID, layers=3, heads=3, steps=4, samples=2, qk_steps=None, codec="rgb", kept=True
 ):
     """The manifest of such a run. Guidance starts at step 1: step 0 has no `uncond` branch."""
-    count = grid[0] * grid[1]
     qk_steps = tuple(range(steps)) if qk_steps is None else qk_steps
-    return RunManifest(
-        created="2026-01-01T00:00:00Z",
-        versions={"ditscope": "0.1.0"},
-        model=ModelRecord(
-            name="toy",
-            source="toy",
-            weights_sha256="0" * 64,
-            config={},
-            process={"kind": "flow"},
-            codec={"kind": codec},
-            dtype="float32",
-            device="cpu",
-            parameters=1,
-        ),
-        labels=tuple(LabelRecord(index=i, name=f"class {i}") for i in range(samples)),
-        seed=0,
-        sample_seeds=tuple(range(samples)),
-        batches=(tuple(range(samples)),),
-        sampler=SamplerRecord(name="euler", steps=steps),
-        guidance=GuidanceRecord(scale=3.0, null_label=9),
-        steps=tuple(
-            StepRecord(
-                index=i,
-                solver_step=i,
-                evaluation=0,
-                timestep=1000 * (1 - i / steps),
-                noise_level=1 - i / steps,
-                branches=("cond", "uncond") if i else ("cond",),
-            )
-            for i in range(steps)
-        ),
+    manifest = toy.manifest_of(
+        steps=steps,
+        samples=samples,
+        layers=layers,
+        heads=heads,
+        grid=grid,
+        width=grid[0] * grid[1],
+        branches=lambda step: toy.BOTH if step else toy.COND,
         latent_shape=(3 if codec == "rgb" else 4, grid[0] * PATCH, grid[1] * PATCH),
-        sites=tuple(
-            Site(
-                index=i,
-                name=f"blocks.{i}.attn",
-                heads=heads,
-                queries=count,
-                keys=count,
-                head_width=count,
-                grid=TokenGrid(height=grid[0], width=grid[1]),
-            )
-            for i in range(layers)
-        ),
         statistics=("entropy", "rms_distance", "received_max") if kept else (),
         qk_steps=qk_steps,
-        qk_dtype="float32" if qk_steps else None,
-        scales=(1.0,) * layers if qk_steps else (),
+        scales=(1.0,) * layers,
     )
+    model = manifest.model.model_copy(update={"codec": {"kind": codec}})
+    return manifest.model_copy(update={"model": model})
 
 
 def record(path: Path, *, whole: int | None = None, **options) -> Run:
