@@ -3,7 +3,8 @@
 A quarter of the tokens makes a step about five times cheaper. The coarse network shares every
 block with the fine one; only the patch layers and the position table differ, and each coarse token
 stands at the centre of the four fine tokens it covers. When the fine stage begins, the patch
-layers are resampled (as in FlexiViT, arXiv:2212.08013, but by pooling) and training goes on.
+layers are resampled (as in FlexiViT, arXiv:2212.08013, but by pooling) and training goes on. A
+training that begins with given weights and learns new classes goes the other way first.
 
 Shapes: D width, C channels, p the coarse patch size.
 """
@@ -25,9 +26,30 @@ def coarse_model(fine: DiTConfig) -> DiT:
     config = fine.model_copy(update={"patch_size": fine.patch_size * FACTOR})
     model = DiT(config)
     with torch.no_grad():
-        table = position_table(*config.grid, config.hidden_size, stride=FACTOR)
-        model.pos_embed.copy_(table[None])
+        model.pos_embed.copy_(_coarse_positions(config))
     return model
+
+
+def coarsen(fine: dict[str, Tensor], config: DiTConfig) -> dict[str, Tensor]:
+    """The state of the coarse network that `refine` makes `fine` of; `config` is the fine one.
+
+    A coarse token is the mean of the four fine tokens it covers, and is drawn as each of them.
+    """
+    state = dict(fine)
+    size, channels = config.patch_size, config.out_channels
+    read = fine["x_embedder.proj.weight"]  # (D, C, p / 2, p / 2)
+    wide = read.repeat_interleave(FACTOR, -1).repeat_interleave(FACTOR, -2)
+    state["x_embedder.proj.weight"] = wide / FACTOR**2
+    for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
+        rows = fine[name].view(size, size, channels, -1)
+        rows = rows.repeat_interleave(FACTOR, 0).repeat_interleave(FACTOR, 1)
+        state[name] = rows.reshape((size * FACTOR) ** 2 * channels, *fine[name].shape[1:])
+    state["pos_embed"] = _coarse_positions(config.model_copy(update={"patch_size": size * FACTOR}))
+    return state
+
+
+def _coarse_positions(coarse: DiTConfig) -> Tensor:
+    return position_table(*coarse.grid, coarse.hidden_size, stride=FACTOR)[None]
 
 
 def refine(coarse: dict[str, Tensor], fine: DiTConfig) -> dict[str, Tensor]:

@@ -64,8 +64,6 @@ class TrainConfig(BaseModel):
     def _parts_fit(self) -> TrainConfig:
         if self.coarse_steps > self.steps:
             raise ValueError(f"coarse_steps {self.coarse_steps} is more than steps {self.steps}")
-        if self.coarse_steps and self.init:
-            raise ValueError("init has learned large things: coarse_steps must be 0")
         if self.coarse_steps and any(side % 2 for side in self.model.grid):
             raise ValueError("coarse_steps needs an even number of patches each way")
         if self.batch_size % self.accumulate:

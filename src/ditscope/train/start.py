@@ -20,6 +20,7 @@ from ditscope.model.sources import read_source
 from ditscope.model.weights import load_into, weights_sha256
 from ditscope.pipeline import BUNDLED, bundled_folder
 from ditscope.train.checkpoint import NAME, load_checkpoint, newest_checkpoint
+from ditscope.train.coarse import coarsen
 from ditscope.train.config import TrainConfig
 from ditscope.train.sources import label_names
 
@@ -68,7 +69,8 @@ def begin(model: DiT, config: TrainConfig) -> None:
     """Give a new network the weights that `config.init` names.
 
     Classes keep their rows of the label table, under their names; new ones have the fresh rows
-    of the network, and the null class stays last. Positions are those of the network.
+    of the network, and the null class stays last. Positions are those of the network. Where the
+    training has a coarse stage, the weights are made coarse.
 
     Raises:
         BadCheckpoint: as `read_start`, or the weights are not those that were meant.
@@ -92,7 +94,8 @@ def begin(model: DiT, config: TrainConfig) -> None:
             table[index] = rows[name]
     if start.model.class_dropout_prob > 0 and config.model.class_dropout_prob > 0:
         table[-1] = start.state[TABLE][-1]
-    load_into(model, {**start.state, TABLE: table, POSITIONS: fresh[POSITIONS]}, config.init)
+    state = coarsen(start.state, config.model) if config.coarse_steps else start.state
+    load_into(model, {**state, TABLE: table, POSITIONS: fresh[POSITIONS]}, config.init)
 
 
 def _of_training(folder: Path, chosen: Path | None) -> Start:
