@@ -58,7 +58,7 @@ def test_the_recipe_of_the_bundled_model_means_what_it_did() -> None:
 def test_a_variant_on_emoji_scenes() -> None:
     found, _ = resolve(Request(model="DiT-S/4"))
     assert (found.model.hidden_size, found.model.depth, found.model.patch_size) == (384, 12, 4)
-    assert (found.model.input_size, found.model.in_channels, found.model.num_classes) == (64, 3, 40)
+    assert (found.model.input_size, found.model.in_channels, found.model.num_classes) == (64, 3, 72)
     assert found.process.kind == "ddpm" and found.model.learn_sigma
     assert (found.schedule, found.learning_rate, found.weight_decay) == ("cosine", 1e-4, 0.03)
     flow, _ = resolve(Request(model="dit-s/4", objective="flow-x"))

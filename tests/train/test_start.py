@@ -8,13 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from ditscope.data.scenes import EmojiScenes
 from ditscope.errors import BadCheckpoint, BadConfig
+from ditscope.model.sources import read_source
 from ditscope.model.weights import load_weights
+from ditscope.pipeline import bundled_folder
 from ditscope.train.coarse import refine
 from ditscope.train.config import TrainConfig
 from ditscope.train.export import export
 from ditscope.train.loop import Training
 from ditscope.train.request import Request, resolve
+from ditscope.train.sources import data_source
 from tests.data.test_pictures import photos
 from tests.train.tiny import run, same
 
@@ -137,7 +141,35 @@ def test_weights_that_are_not_there_or_not_those(first: Path, tmp_path: Path) ->
         Training(other, tmp_path / "u")
 
 
-def test_the_bundled_model_knows_the_emoji(tmp_path: Path) -> None:
-    settings, _ = resolve(Request(init="emoji"))
-    assert settings.init == "emoji" and settings.labels[0] == "dog face"
-    assert settings.model.num_classes == 40 and settings.process.kind == "flow"
+def test_the_bundled_model_keeps_its_classes_and_new_ones_follow(tmp_path: Path) -> None:
+    settings, _ = resolve(Request(init="emoji", settings=SHORT))
+    assert settings.init == "emoji" and settings.process.kind == "flow"
+    assert settings.labels == EmojiScenes.class_names
+    assert settings.model.num_classes == len(settings.labels)
+    with Training(settings, tmp_path / "t") as training:
+        new = training.model.state_dict()[TABLE]
+    old = read_source(bundled_folder("emoji"))
+    assert old.config.labels == EmojiScenes.class_names[: len(old.config.labels)]
+    assert torch.equal(new[: len(old.config.labels)], old.weights.state[TABLE][:-1])
+    assert torch.equal(new[-1], old.weights.state[TABLE][-1])
+
+
+def test_fewer_classes_are_the_first_ones(tmp_path: Path) -> None:
+    chosen, _ = resolve(Request(init="emoji", settings=(*SHORT, "model.num_classes=3")))
+    assert chosen.labels == EmojiScenes.class_names[:3]
+    fresh, _ = resolve(Request(model="DiT-S/4", settings=("model.num_classes=3",)))
+    for settings in (chosen, fresh):
+        source = data_source(settings)
+        assert source.class_names == EmojiScenes.class_names[:3] and source.distinct == 9
+        images, labels = source.batch(range(18))
+        shown, theirs, _ = EmojiScenes(num_classes=3).batch(range(18))
+        assert (images == shown).all() and (labels == theirs).all()
+
+
+def test_more_classes_than_there_are() -> None:
+    settings, _ = resolve(Request(model="DiT-S/4", settings=("model.num_classes=73",)))
+    with pytest.raises(BadConfig, match=r"model.num_classes: found 73; expected 1 to 72"):
+        data_source(settings)
+    gap = settings.model_copy(update={"labels": (*EmojiScenes.class_names[1:], "yeti", "imp")})
+    with pytest.raises(BadConfig, match="classes without a label: dog face"):
+        data_source(gap)

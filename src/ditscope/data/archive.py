@@ -24,7 +24,7 @@ from ditscope.errors import BadDataset
 TILE = 64
 TILES_PER_ROW = 12
 SHEET_SIZE = (TILES_PER_ROW * TILE, len(CLASSES) * len(STYLES) // TILES_PER_ROW * TILE)
-SHEET_SHA256 = "b9944b185245910decd5d12225627fbc75306a3f82989ba776bd7772117bdb15"
+SHEET_SHA256 = "785cd98c10424199607beacb98e66f5267b63b86a39b568f08de7530b2ba04fd"
 
 
 def bundled_sheet() -> Traversable:

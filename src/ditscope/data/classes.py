@@ -1,7 +1,8 @@
-"""What the bundled emoji scenes show: 40 classes in three drawing styles.
+"""What the bundled emoji scenes show: 72 classes in three drawing styles.
 
 A trained network knows a class by its position in `CLASSES` and the archive stores a sprite by its
-position in both tables, so both orders are promises: never sort, insert or remove.
+position in both tables, so both orders are promises: never sort, insert or remove. New classes go
+to the end.
 """
 
 from __future__ import annotations
@@ -64,4 +65,41 @@ CLASSES = (
     EmojiClass("hamburger", "1f354"),
     EmojiClass("pizza", "1f355"),
     EmojiClass("doughnut", "1f369"),
+    # more animals
+    EmojiClass("rabbit face", "1f430"),
+    EmojiClass("cow face", "1f42e"),
+    EmojiClass("chicken", "1f414"),
+    EmojiClass("elephant", "1f418"),
+    EmojiClass("giraffe", "1f992"),
+    EmojiClass("duck", "1f986"),
+    EmojiClass("flamingo", "1f9a9"),
+    EmojiClass("tropical fish", "1f420"),
+    EmojiClass("octopus", "1f419"),
+    EmojiClass("crab", "1f980"),
+    EmojiClass("snail", "1f40c"),
+    EmojiClass("honeybee", "1f41d"),
+    # more vehicles
+    EmojiClass("fire engine", "1f692"),
+    EmojiClass("helicopter", "1f681"),
+    EmojiClass("flying saucer", "1f6f8"),
+    # more buildings
+    EmojiClass("hut", "1f6d6"),
+    EmojiClass("shinto shrine", "26e9-fe0f"),
+    # more plants
+    EmojiClass("cherry blossom", "1f338"),
+    EmojiClass("maple leaf", "1f341"),
+    EmojiClass("four leaf clover", "1f340"),
+    # more food
+    EmojiClass("pear", "1f350"),
+    EmojiClass("cherries", "1f352"),
+    EmojiClass("grapes", "1f347"),
+    EmojiClass("pineapple", "1f34d"),
+    EmojiClass("avocado", "1f951"),
+    EmojiClass("carrot", "1f955"),
+    EmojiClass("broccoli", "1f966"),
+    EmojiClass("ear of corn", "1f33d"),
+    EmojiClass("french fries", "1f35f"),
+    EmojiClass("soft ice cream", "1f366"),
+    EmojiClass("birthday cake", "1f382"),
+    EmojiClass("hot beverage", "2615"),
 )

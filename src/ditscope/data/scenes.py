@@ -68,14 +68,20 @@ class EmojiScenes:
     style_names: tuple[str, ...] = STYLES
     num_classes: int = len(CLASSES)
 
-    def __init__(self, seed: int = 0, size: int = 64) -> None:
+    def __init__(self, seed: int = 0, size: int = 64, num_classes: int = len(CLASSES)) -> None:
         """Scenes of `size` by `size` pixels; another size shows the same scenes, only rescaled.
 
+        They show the first `num_classes` classes: with the number there was when a network was
+        trained, they are the scenes it was trained on, whatever classes have come since.
+
         Raises:
-            BadRequest: the seed is not in [0, 2**64) or the size not in [16, 512].
+            BadRequest: the seed is not in [0, 2**64), the size not in [16, 512], or there are not
+                so many classes.
         """
         self.seed = _in_range("seed", seed, 0, 2**64 - 1)
         self.size = _in_range("size", size, SMALLEST, LARGEST)
+        self.num_classes = _in_range("num_classes", num_classes, 1, len(CLASSES))
+        self.class_names = self.class_names[: self.num_classes]
 
     def scene(self, index: int, label: int | None = None) -> Scene:
         """Scene `index`; with `label`, the same scene but showing that class.
@@ -85,7 +91,7 @@ class EmojiScenes:
         """
         index = _in_range("index", index, 0, 2**63 - 1)
         block, position = divmod(index, self.num_classes * len(STYLES))
-        dealt, style = divmod(_deck(self.seed, block)[position], len(STYLES))
+        dealt, style = divmod(_deck(self.seed, block, self.num_classes)[position], len(STYLES))
         shown = dealt if label is None else _in_range("label", label, 0, self.num_classes - 1)
 
         numbers = iter(_uniforms(self.seed, index, _PICTURE, 16).tolist())
@@ -148,7 +154,7 @@ def _uniforms(seed: int, index: int, stream: int, count: int) -> NDArray[np.floa
 
 
 @lru_cache(maxsize=1024)
-def _deck(seed: int, block: int) -> tuple[int, ...]:
+def _deck(seed: int, block: int, num_classes: int) -> tuple[int, ...]:
     """Every (class, style), as `label * len(STYLES) + style`, in the order of this block."""
-    ranks = _uniforms(seed, block, _DECK, len(CLASSES) * len(STYLES))
+    ranks = _uniforms(seed, block, _DECK, num_classes * len(STYLES))
     return tuple(np.argsort(ranks, kind="stable").tolist())

@@ -15,7 +15,9 @@ from pathlib import Path
 
 from ditscope.core.strict_json import validated
 from ditscope.core.variants import variant
+from ditscope.data.classes import STYLES
 from ditscope.data.pictures import PictureFolder
+from ditscope.data.scenes import EmojiScenes
 from ditscope.diffusion.ddpm import DDPMProcess
 from ditscope.diffusion.flow import FlowProcess
 from ditscope.errors import BadConfig, BadRequest, foreign
@@ -25,7 +27,7 @@ from ditscope.train.config import TrainConfig
 from ditscope.train.heads import choose_heads
 from ditscope.train.presets import DEFAULT, OBJECTIVES, PRESETS, named
 from ditscope.train.recipe import read_toml
-from ditscope.train.sources import EMOJI, EmojiSource
+from ditscope.train.sources import EMOJI
 from ditscope.train.start import Start, read_start
 
 IMAGE_SIZE = 64
@@ -170,17 +172,20 @@ def _image_size(text: str) -> int | list[int]:
 def _describe_data(tree: Tree, model: Tree, known: tuple[str, ...]) -> int:
     """Fill in what the data decides; how many different pictures there are.
 
-    Classes that are `known` keep their labels, new ones follow.
+    Classes that are `known` keep their labels, new ones follow. Of the emoji scenes as many
+    classes are shown as `num_classes` has room for.
     """
-    data = tree.setdefault("data", EMOJI)
+    data, room = tree.setdefault("data", EMOJI), model.get("num_classes")
+    room = room if data == EMOJI and isinstance(room, int) else None
     if data == EMOJI:
-        names, distinct = EmojiSource.class_names, EmojiSource.distinct
+        names = EmojiScenes.class_names[: None if known else room]
+        distinct = len(names) * len(STYLES)
     else:
         folder = PictureFolder(str(data), size=(1, 1))
         names, distinct = folder.class_names, len(folder)
         tree["data_digest"] = folder.digest()
     if known or data != EMOJI:
-        labels = [*known, *(name for name in names if name not in known)]
+        labels = [*known, *(name for name in names if name not in known)][:room]
         tree.setdefault("labels", labels)
         model.setdefault("num_classes", len(labels))
     else:

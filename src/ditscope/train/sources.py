@@ -43,20 +43,19 @@ class Source(Protocol):
 
 
 class EmojiSource:
-    """The bundled scenes. What differs is the drawings: 40 classes in three styles."""
-
-    class_names = EmojiScenes.class_names
-    distinct = EmojiScenes.num_classes * len(STYLES)
+    """The bundled scenes, of as many classes as the network has labels for."""
 
     def __init__(self, config: TrainConfig) -> None:
-        """Raises BadConfig for pictures that are not square."""
+        """Raises BadConfig for pictures that are not square, or more classes than there are."""
         model = config.model
         if model.input_height != model.input_width:
             raise BadConfig(
                 f"emoji scenes are square, found {model.input_height} x {model.input_width}",
                 field="model.input_size",
             )
-        self._scenes = EmojiScenes(seed=config.seed, size=model.input_height)
+        names = _labelled_emoji(config.labels) or emoji_classes(model.num_classes)
+        self._scenes = EmojiScenes(config.seed, model.input_height, len(names))
+        self.class_names, self.distinct = names, len(names) * len(STYLES)
         self._labels = _positions(self.class_names, config)
 
     def batch(self, indices: Sequence[int]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -117,7 +116,29 @@ def data_source(config: TrainConfig) -> Source:
 
 def label_names(config: TrainConfig) -> tuple[str, ...]:
     """Class names by label of a training."""
-    return config.labels or EmojiScenes.class_names
+    return config.labels or emoji_classes(config.model.num_classes)
+
+
+def emoji_classes(count: int) -> tuple[str, ...]:
+    """Names of the first `count` classes of the emoji scenes.
+
+    Raises BadConfig if there are not so many.
+    """
+    names = EmojiScenes.class_names
+    if not 1 <= count <= len(names):
+        raise BadConfig(
+            f"found {count}",
+            field="model.num_classes",
+            expected=f"1 to {len(names)}, the classes of the emoji scenes",
+        )
+    return names[:count]
+
+
+def _labelled_emoji(labels: tuple[str, ...]) -> tuple[str, ...]:
+    """The classes of the emoji scenes up to the last one among the labels."""
+    names = EmojiScenes.class_names
+    known = [index for index, name in enumerate(names) if name in labels]
+    return names[: known[-1] + 1] if known else names if labels else ()
 
 
 def _positions(names: tuple[str, ...], config: TrainConfig) -> NDArray[np.int64]:
