@@ -33,7 +33,7 @@ def with_statistics(path: Path, statistics, *, labels=None, seeds=None, **option
     return open_run(toy.write(path))
 
 
-def with_maps(path: Path, weights, *, picture=None, **options) -> Run:
+def with_maps(path: Path, weights, *, picture=None, labels=None, seeds=None, **options) -> Run:
     """A run whose stored attention is `weights(step, branch, sample, layer)`: (head, query, key).
 
     Q is the logarithm of the weights and K the identity, so that the softmax gives them back.
@@ -48,6 +48,7 @@ def with_maps(path: Path, weights, *, picture=None, **options) -> Run:
         scales=(1.0,) * options["layers"],
         **{"qk_steps": tuple(range(options["steps"])), **options},
     )
+    manifest = relabelled(manifest, labels, seeds)
     toy = Toy(manifest)
     if picture is not None:
         toy.images = np.stack([picture(sample) for sample in range(len(manifest.labels))])

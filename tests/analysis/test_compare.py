@@ -156,3 +156,27 @@ def test_ranges_of_noise_that_only_one_run_has_are_left_out(tmp_path):
 
     with pytest.raises(BadRequest, match="no range of noise levels in common"):
         ds.compare(a, b)
+
+
+def test_two_steps_of_the_same_pictures_are_paired(tmp_path):
+    random = np.random.default_rng(7)
+    values = 2 + random.normal(0, 0.5, (1, 1, 8, 2, 2)) + random.normal(0, 0.01, (6, 1, 8, 2, 2))
+    values[4:, :, :, 1, 0] += 0.2  # small beside the pictures, large beside the steps of one
+    run = with_statistics(tmp_path / "run", {"entropy": values})
+    found = ds.compare(run, run, steps_a=[1], steps_b=[4, 5])
+    assert found.attrs["design"] == "paired by seed" and found.attrs["steps"] == "named"
+    assert found.sizes["noise"] == 1
+    even = even_value("entropy", run.manifest.sites[0])
+    expected = (values[4:].mean(0) - values[1])[0].mean(0) / even
+    np.testing.assert_allclose(found["difference"].values[0, 0], expected, atol=1e-6)
+    sure = (found["p_adjusted"] <= 0.05).values[0, 0]
+    assert sure.tolist() == [[False, False], [True, False]]
+    same = ds.compare(run, run, steps_a=[2])
+    assert (same["difference"] == 0).all()
+
+
+@pytest.mark.parametrize("steps", [[6], [], [-1]])
+def test_steps_that_are_not_recorded(tmp_path, steps):
+    run = with_statistics(tmp_path / "run", {"entropy": np.ones((6, 1, 2, 1, 1))})
+    with pytest.raises(BadRequest, match="step"):
+        ds.compare(run, run, steps_a=steps)

@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from ditscope.analysis.maps import map_at, maps_by_layer, maps_by_step, most_attended
+from ditscope.analysis.maps import (
+    map_at,
+    maps_by_layer,
+    maps_by_step,
+    most_attended,
+    usual_layers,
+    usual_steps,
+)
 from ditscope.errors import BadRequest
 from tests.analysis.recorded import GRID, attention, picture, record
 
@@ -23,14 +30,50 @@ def test_one_map_is_the_attention_of_the_run(run):
     np.testing.assert_array_equal(panels.picture, picture())
 
 
-def test_layers_are_spread_evenly_and_heads_averaged(tmp_path):
+def test_layers_are_the_usual_ones_and_heads_averaged(tmp_path):
     run = record(tmp_path / "run", layers=11, heads=2, steps=2, samples=1)
     panels = maps_by_layer(run, query=(0, 0))
-    assert [place.layer for place in panels.places] == [0, 2, 4, 6, 8, 10]
+    assert [place.layer for place in panels.places] == [1, 3, 5, 7, 8, 9]
     assert {place.head for place in panels.places} == {"mean"}
     for i, place in enumerate(panels.places):
         rows = [attention(place.layer, head, place.step)[0] for head in range(2)]
         np.testing.assert_allclose(panels.weights[i].values.ravel(), np.mean(rows, 0), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("layers", "usual"),
+    [
+        (28, [2, 8, 14, 18, 22, 24]),
+        (12, [1, 3, 6, 7, 9, 10]),
+        (8, [1, 2, 4, 5, 6, 7]),
+        (6, [0, 1, 2, 3, 4, 5]),
+        (1, [0]),
+    ],
+)
+def test_usual_layers_are_at_the_same_relative_depths(run, layers, usual):
+    site = run.manifest.sites[0]
+    sites = tuple(site.model_copy(update={"index": i}) for i in range(layers))
+
+    class Deeper:
+        manifest = run.manifest.model_copy(update={"sites": sites})
+
+    assert usual_layers(Deeper()) == usual
+
+
+def test_usual_steps_are_those_nearest_to_the_usual_timesteps(tmp_path):
+    run = record(tmp_path / "run", layers=1, steps=50, samples=1, qk_steps=())
+    found = [run.steps[step].timestep for step in usual_steps(run, "cond")]
+    assert found == pytest.approx([1000, 760, 500, 260, 20])
+    process = {"kind": "flow", "time_scale": 1.0}
+    model = run.manifest.model.model_copy(update={"process": process})
+
+    class Scaled:
+        manifest = run.manifest.model_copy(update={"model": model})
+        steps = tuple(
+            step.model_copy(update={"timestep": step.timestep / 1000}) for step in run.steps
+        )
+
+    assert usual_steps(Scaled(), "cond") == usual_steps(run, "cond")
 
 
 def test_layers_can_be_chosen_and_share_one_patch(run):
@@ -47,7 +90,7 @@ def test_fewer_layers_than_panels_are_all_shown(run):
 def test_steps_run_from_noise_to_picture(tmp_path):
     run = record(tmp_path / "run", layers=1, steps=9, samples=1)
     panels = maps_by_step(run, head=1)
-    assert [place.step for place in panels.places] == [0, 2, 4, 6, 8]
+    assert [place.step for place in panels.places] == [0, 2, 4, 7, 8]
     assert list(panels.noise_levels) == sorted(panels.noise_levels, reverse=True)
     assert panels.effective_patches[0] > panels.effective_patches[-1]
     assert [place.step for place in maps_by_step(run, [7, 1], head=1).places] == [1, 7]

@@ -20,11 +20,14 @@ from ditscope.analysis.place import (
     step_record,
     stored_steps,
 )
+from ditscope.core.axes import Branch
 from ditscope.errors import BadRequest, foreign
 from ditscope.runs.reader import Run
 
-NUM_LAYERS, NUM_STEPS = 6, 5
-"""Panels of a comparison over layers, and over steps, if the caller names none."""
+USUAL_LAYERS = tuple(layer / 27 for layer in (2, 8, 14, 18, 22, 24))
+"""Relative depths of a comparison over layers, if the caller names none: DiT-XL's 28 layers."""
+USUAL_TIMESTEPS = (1000, 750, 500, 250, 1)
+"""Timesteps of a comparison over steps, of a process with 1000 of them."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def map_at(run: Run, **where: Unpack[Where]) -> AttentionPanels:
 def maps_by_layer(
     run: Run, layers: Sequence[int] | None = None, **where: Unpack[Where]
 ) -> AttentionPanels:
-    """The same row in several layers: `layers`, or six spread evenly over those with patches.
+    """The same row in several layers: `layers`, or those of `usual_layers`.
 
     The head is the mean over heads if it is not given: head numbers do not correspond across
     layers. Raises BadRequest for a layer that is not there or has another patch grid.
@@ -70,7 +73,7 @@ def maps_by_layer(
     if where.pop("layer", None) is not None:
         raise BadRequest("these maps differ in their layer", field="layer", expected="layers=[...]")
     if layers is None:
-        layers = _evenly(some_patch_layers(run), NUM_LAYERS)
+        layers = usual_layers(run)
     layers = [checked_layer(run, layer) for layer in _several("layers", layers)]
     if where.get("head") is None:
         where["head"] = "mean"
@@ -85,18 +88,15 @@ def maps_by_layer(
 def maps_by_step(
     run: Run, steps: Sequence[int] | None = None, **where: Unpack[Where]
 ) -> AttentionPanels:
-    """The same row at several steps, noisiest first: `steps`, or five spread evenly over the run.
+    """The same row at several steps, noisiest first: `steps`, or those of `usual_steps`.
 
-    Steps that can be read without the model are preferred, if there are at least five. Layer,
-    head and patch, if left open, are chosen at the default step (see `locate`).
+    Layer, head and patch, if left open, are chosen at the default step (see `locate`).
     """
     if where.pop("step", None) is not None:
         raise BadRequest("these maps differ in their step", field="step", expected="steps=[...]")
     if steps is None:
         first = locate(run, **where)
-        recorded = [record.index for record in run.steps if first.branch in record.branches]
-        stored = stored_steps(run, first.branch)
-        steps = _evenly(stored if len(stored) >= NUM_STEPS else recorded, NUM_STEPS)
+        steps = usual_steps(run, first.branch)
     else:
         steps = sorted(step_record(run, step).index for step in _several("steps", steps))
         first = locate(run, **{**where, "step": steps[-1]})
@@ -109,6 +109,37 @@ def maps_by_step(
     )
     places = (locate(run, **{**found, "step": step}) for step in steps)
     return _panels(run, tuple(replace(place, reasons=first.reasons) for place in places))
+
+
+def usual_layers(run: Run) -> list[int]:
+    """Layers 2, 8, 14, 18, 22 and 24 of 28, and the same relative depths of any other model.
+
+    Of a model with few layers each depth takes the nearest layer that is still free; all six, or
+    as many as there are.
+    """
+    free = some_patch_layers(run)
+    last = len(run.manifest.sites) - 1
+    chosen = []
+    for depth in USUAL_LAYERS[: len(free)]:
+        chosen.append(min(free, key=lambda layer: abs(layer - depth * last)))
+        free = [layer for layer in free if layer not in chosen]
+    return sorted(chosen)
+
+
+def usual_steps(run: Run, branch: Branch) -> list[int]:
+    """The steps nearest to timesteps 1000, 750, 500, 250 and 1, noisiest first, each once.
+
+    Steps that can be read without the model are preferred, if there are at least five.
+    """
+    stored = stored_steps(run, branch)
+    if len(stored) < len(USUAL_TIMESTEPS):
+        stored = [record.index for record in run.steps if branch in record.branches]
+    scale = float(run.manifest.model.process.get("time_scale") or 1000.0) / 1000
+    chosen = {
+        min(stored, key=lambda step: abs(run.steps[step].timestep - timestep * scale))
+        for timestep in USUAL_TIMESTEPS
+    }
+    return sorted(chosen)
 
 
 def most_attended(weights: xarray.DataArray, share: float = 0.5) -> xarray.DataArray:
@@ -167,12 +198,6 @@ def _effective_patches(weights: numpy.ndarray) -> float:
         return float("nan")
     share = values / values.sum()
     return float(numpy.exp(-(share * numpy.log(share)).sum()))
-
-
-def _evenly(items: Sequence[int], count: int) -> list[int]:
-    """At most `count` of `items`, spread evenly, the first and the last among them."""
-    count = min(count, len(items))
-    return [items[round(i)] for i in numpy.linspace(0, len(items) - 1, count)]
 
 
 def _several(field: str, items: Sequence[int]) -> list[int]:

@@ -111,7 +111,7 @@ def locate(
     if query is None:
         query = object_patch(finished_picture(run, sample)[0], grid_of(run, layer))
         reasons.append("Patch chosen by rule: amid what stands out from the picture's border.")
-    query = _checked_query(run, layer, query)
+    query = checked_query(run, layer, query)
     return Place(layer, head, record.index, query, sample, branch, tuple(reasons))
 
 
@@ -256,7 +256,8 @@ def _checked_head(run: Run, layer: int, head: Head) -> Head:
     return checked_index("head", head, heads)
 
 
-def _checked_query(run: Run, layer: int, query: tuple[int, int]) -> tuple[int, int]:
+def checked_query(run: Run, layer: int, query: tuple[int, int]) -> tuple[int, int]:
+    """A patch (row, column) of a layer's grid, else BadRequest with the range."""
     grid = grid_of(run, layer)
     try:
         y, x = (as_index(part) for part in query)

@@ -8,7 +8,8 @@ from matplotlib.axis import Axis
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 
-from ditscope.analysis.compare import NOISE_EDGES, SIGNIFICANT
+from ditscope.analysis.compare import SIGNIFICANT
+from ditscope.analysis.coordinates import NOISE_EDGES
 from ditscope.plot.chart import axis_words
 from ditscope.plot.marks import draw_map
 from ditscope.plot.sheet import BAR, BAR_ROOM, MARGIN, TITLE_ROOM, WIDTH, sheet

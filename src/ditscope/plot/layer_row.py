@@ -31,7 +31,8 @@ def layers(
 
     Args:
         run: a recorded run.
-        layers: which layers; None: six spread evenly from the first to the last.
+        layers: which layers; None: 2, 8, 14, 18, 22 and 24 of 28, and the same relative depths
+            of other models.
         scale: one colour scale for all panels ("shared"), or one for each ("panel").
         title: in place of the usual one.
         **where: head (default "mean", over the heads of each layer), step, query (row, column),

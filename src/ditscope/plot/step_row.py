@@ -35,7 +35,7 @@ def timesteps(
 
     Args:
         run: a recorded run.
-        steps: which steps; None: five spread evenly from the noisiest to the cleanest.
+        steps: which steps; None: those nearest to timesteps 1000, 750, 500, 250 and 1.
         scale: one colour scale for all panels ("shared"), or one for each ("panel").
         title: in place of the usual one.
         **where: layer, head, query (row, column), sample, branch; what is left out is chosen as
