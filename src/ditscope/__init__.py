@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ditscope.attention.metrics.registry import metric
     from ditscope.attention.metrics.segments import mask_metric
     from ditscope.attention.watch import watch
+    from ditscope.evaluation.evaluate import evaluate
     from ditscope.model.config import DiTConfig
     from ditscope.model.dit import DiT, build
     from ditscope.pipeline import load
@@ -39,6 +40,7 @@ __all__ = [
     "compare",
     "diagnose",
     "edit",
+    "evaluate",
     "explain",
     "load",
     "mask_metric",
@@ -60,6 +62,7 @@ _HOME = {
     "compare": "ditscope.analysis.compare",
     "diagnose": "ditscope.analysis.diagnose.engine",
     "edit": "ditscope.attention.edits.edit",
+    "evaluate": "ditscope.evaluation.evaluate",
     "explain": "ditscope.attention.metrics.plan",
     "load": "ditscope.pipeline",
     "mask_metric": "ditscope.attention.metrics.segments",

@@ -24,7 +24,14 @@ def test_readme_lists_every_part_of_the_package():
 
 
 def test_readme_lists_every_folder():
-    not_ours = {"runs", "trainings", "build", "dist", "node_modules"}  # as .gitignore
+    not_ours = {
+        "runs",
+        "evaluations",
+        "trainings",
+        "build",
+        "dist",
+        "node_modules",
+    }  # as .gitignore
     listed = set(re.findall(r"^(\w+)/ ", README, re.M)) | {"src"}
     present = {path.name for path in ROOT.iterdir() if path.is_dir() and path.name[0] not in "._"}
     assert present - not_ours == listed

@@ -25,6 +25,7 @@ from ditscope.cli.console import print_error
 from ditscope.cli.convert import convert
 from ditscope.cli.demo import demo
 from ditscope.cli.diagnose import diagnose
+from ditscope.cli.eval import eval_
 from ditscope.cli.info import info
 from ditscope.cli.models import models
 from ditscope.cli.plot import plot
@@ -85,8 +86,21 @@ def ditscope(
     """Build, train and run Diffusion Transformers, and see what they attend to."""
 
 
-for command in (demo, sample, sample_ddp, train, models, convert, info, compare, diagnose, plot):
-    app.command(command.__name__.replace("_", "-"))(command)
+COMMANDS = (
+    demo,
+    sample,
+    sample_ddp,
+    train,
+    eval_,
+    models,
+    convert,
+    info,
+    compare,
+    diagnose,
+    plot,
+)
+for command in COMMANDS:
+    app.command(command.__name__.rstrip("_").replace("_", "-"))(command)
 
 
 class Terminated(BaseException):

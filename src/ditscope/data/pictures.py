@@ -67,7 +67,7 @@ class PictureFolder:
         """
         self.folder = Path(folder)
         self.size, self.seed, self.flip, self.max_bad = size, seed, flip, max_bad
-        self.class_names, self._files, self._labels = _found(self.folder)
+        self.class_names, self._files, self._labels = labelled_files(self.folder)
         self.bad: dict[Path, str] = {}
         self._order = lru_cache(maxsize=2)(self._shuffled)
 
@@ -125,8 +125,8 @@ class PictureFolder:
         return np.argsort(_raw(self.seed, epoch, _ORDER, len(self)), kind="stable")
 
 
-def read_picture(file: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """The picture in `file`, upright, cut to `size` (h, w): (h, w, 3) uint8 RGB.
+def read_picture(file: Path, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """The picture in `file`, upright, cut to `size` (h, w) if that is given: (h, w, 3) uint8 RGB.
 
     The first frame of an animation; 16-bit grey is scaled to 8 bits. Raises UnreadablePicture.
     """
@@ -134,9 +134,8 @@ def read_picture(file: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
         with Image.open(file, formats=FORMATS) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise UnreadablePicture(f"{opened.width} x {opened.height} pixels")
-            upright = ImageOps.exif_transpose(opened)
-            image = ImageOps.fit(_rgb(upright), (size[1], size[0]), Image.Resampling.BICUBIC)
-            return np.asarray(image, np.uint8)
+            upright = _rgb(ImageOps.exif_transpose(opened))
+            return np.asarray(upright if size is None else fitted(upright, size), np.uint8)
     except UnreadablePicture:
         raise
     except Image.UnidentifiedImageError:
@@ -145,6 +144,14 @@ def read_picture(file: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
         raise UnreadablePicture(foreign(reason)) from None
     except Exception as reason:  # decoders meet broken data with errors of every type
         raise UnreadablePicture(f"{type(reason).__name__}: {foreign(reason)}") from None
+
+
+def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """A picture scaled to cover `size` (h, w) and cut to it around the middle.
+
+    Bicubic; where it shrinks, all pixels count (antialiased).
+    """
+    return ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BICUBIC)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -157,8 +164,11 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _found(folder: Path) -> tuple[tuple[str, ...], list[Path], list[int]]:
-    """Class names in the order of the alphabet, files, and the label of each file."""
+def labelled_files(folder: Path) -> tuple[tuple[str, ...], list[Path], list[int]]:
+    """Class names in the order of the alphabet, files, and the label of each file.
+
+    Raises BadDataset if there is no such folder, it holds no class folders, or one is empty.
+    """
     try:
         classes = sorted(
             entry.name for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)
@@ -170,7 +180,7 @@ def _found(folder: Path) -> tuple[tuple[str, ...], list[Path], list[int]]:
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        own = sorted(_pictures(folder / name))
+        own = sorted(picture_files(folder / name))
         if not own:
             kinds = ", ".join(sorted(SUFFIXES))
             raise BadDataset("holds no pictures", file=folder / name, expected=f"files {kinds}")
@@ -179,7 +189,8 @@ def _found(folder: Path) -> tuple[tuple[str, ...], list[Path], list[int]]:
     return tuple(classes), files, labels
 
 
-def _pictures(folder: Path) -> list[Path]:
+def picture_files(folder: Path) -> list[Path]:
+    """Files anywhere below `folder` that are named as pictures, in no order; no links."""
     return [
         Path(place) / name
         for place, _, names in os.walk(folder)

@@ -79,8 +79,13 @@ def sample(
     job = make_job(pipe, labels, settings)
     if record is not None:
         return record_job(job, record, overwrite=overwrite, report=report)
+    return draw_job(job, report)
+
+
+def draw_job(job: Job, report: Report | None = None) -> Samples:
+    """Draw what `job` says and keep nothing but the pictures. Raises NumericalError."""
     final = _draw(job, report, None)
-    names = tuple(pipe.labels[index] for index in job.classes)
+    names = tuple(job.pipe.labels[index] for index in job.classes)
     return Samples(names, torch.cat(final), _decoded(job, final))
 
 

@@ -1,0 +1,1 @@
+"""How good pictures are: samples against data, as numbers with the choices behind them."""
