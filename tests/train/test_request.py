@@ -24,6 +24,7 @@ def test_the_recipe_of_the_bundled_model_means_what_it_did() -> None:
         "labels": (),
         "flip": True,
         "max_bad_pictures": 100,
+        "codec": {"kind": "rgb"},
         "init": None,
         "init_digest": None,
         "seed": 0,

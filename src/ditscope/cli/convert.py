@@ -100,9 +100,13 @@ def _check_places(source: Path, destination: Path, overwrite: bool) -> None:
 
 
 def _written_names() -> set[str]:
-    from ditscope.core.pipeline_config import CONFIG_FILE, WEIGHTS_FILE
+    from ditscope.core.pipeline_config import (
+        AUTOENCODER,
+        AUTOENCODER_FILES,
+        CONFIG_FILE,
+        WEIGHTS_FILE,
+    )
     from ditscope.model.diffusers_format import EXPORTED_FILES
-    from ditscope.model.sources import AUTOENCODER, AUTOENCODER_FILES
 
     autoencoder = {f"{AUTOENCODER}/{name}" for name in AUTOENCODER_FILES}
     return {CONFIG_FILE, WEIGHTS_FILE, *EXPORTED_FILES, *autoencoder}
@@ -111,8 +115,11 @@ def _written_names() -> set[str]:
 def _write_ours(found: Source, source: Path, folder: Path, dtype: str | None) -> tuple[str, ...]:
     import torch
 
-    from ditscope.core.pipeline_config import WEIGHTS_FILE, write_pipeline_config
-    from ditscope.model.sources import AUTOENCODER_FILES
+    from ditscope.core.pipeline_config import (
+        AUTOENCODER_FILES,
+        WEIGHTS_FILE,
+        write_pipeline_config,
+    )
     from ditscope.model.weights import save_weights
 
     kind = getattr(torch, dtype) if dtype else None

@@ -26,6 +26,7 @@ from ditscope.cli.convert import convert
 from ditscope.cli.demo import demo
 from ditscope.cli.diagnose import diagnose
 from ditscope.cli.eval import eval_
+from ditscope.cli.extract import extract
 from ditscope.cli.info import info
 from ditscope.cli.models import models
 from ditscope.cli.plot import plot
@@ -90,6 +91,7 @@ COMMANDS = (
     demo,
     sample,
     sample_ddp,
+    extract,
     train,
     eval_,
     models,

@@ -20,7 +20,8 @@ def train(
         Path | None, typer.Argument(help="TOML file with the fields of a training.")
     ] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="emoji|FOLDER", help="Pictures, in a folder per class.")
+        str | None,
+        typer.Option(metavar="emoji|FOLDER", help="Pictures, in a folder per class; or latents."),
     ] = None,
     model: Annotated[
         str | None, typer.Option(metavar="VARIANT|TOML", help="E.g. DiT-S/4, or its fields.")

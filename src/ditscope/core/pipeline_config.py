@@ -16,6 +16,10 @@ from ditscope.errors import BadCheckpoint, foreign
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+AUTOENCODER = "vae"
+AUTOENCODER_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
+"""What is read of the autoencoder of a diffusers pipeline. Its pickled form is not."""
+
 FORMAT = "ditscope-pipeline"
 VERSION = 1
 

@@ -1,1 +1,1 @@
-"""Pictures to learn from: the bundled emoji scenes. numpy and Pillow only: no torch."""
+"""Pictures and latents to learn from: the bundled emoji scenes, folders, autoencoders."""

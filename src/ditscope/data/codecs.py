@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ditscope.core import strict_json
+from ditscope.core.pipeline_config import AUTOENCODER_FILES, refuse_code
 from ditscope.errors import BadCheckpoint, foreign
 
 PREVIEW = (
@@ -104,6 +105,21 @@ class LatentCodec:
         with torch.inference_mode():
             return np.concatenate([_pixels(autoencoder.decode(part).sample) for part in parts])
 
+    @torch.inference_mode()
+    def posterior(
+        self, pictures: NDArray[np.uint8], device: torch.device | str = "cpu"
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the latents of pictures (B, height, width, 3).
+
+        Returns:
+            Two float32 tensors (B, C, h, w) on the CPU, not multiplied by `scale`.
+        """
+        assert self.folder is not None
+        autoencoder = self._loaded(self.folder).to(device)
+        pixels = torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2)
+        found = autoencoder.encode(pixels.float() / 127.5 - 1).latent_dist
+        return found.mean.float().cpu(), found.std.float().cpu()
+
     def _loaded(self, folder: Path) -> Any:
         if self._autoencoder is None:
             from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -116,6 +132,44 @@ class LatentCodec:
                 problem = f"no autoencoder can be loaded: {foreign(reason)}"
                 raise BadCheckpoint(problem, file=folder) from None
         return self._autoencoder
+
+
+def autoencoder_codec(folder: str | os.PathLike[str]) -> LatentCodec:
+    """The codec of an `AutoencoderKL` folder of diffusers, such as the `vae` of a pipeline.
+
+    Raises:
+        BadCheckpoint: there are no such files, or its latents are shifted or scaled by channel as
+            no codec of ours does.
+    """
+    folder = Path(folder)
+    for name in AUTOENCODER_FILES:
+        if not (folder / name).is_file():
+            raise BadCheckpoint(
+                f"holds no {name}", file=folder, expected="an AutoencoderKL folder of diffusers"
+            )
+    file = folder / AUTOENCODER_FILES[0]
+    tree = strict_json.read(file, error=BadCheckpoint)
+    refuse_code(tree, file)
+    for name in ("shift_factor", "latents_mean", "latents_std"):
+        if tree.get(name) not in (None, 0, 0.0):
+            raise BadCheckpoint(
+                f"found {foreign(tree[name])}",
+                file=file,
+                field=name,
+                expected="none: latents here are multiplied by one number",
+            )
+    described = {"scale": tree.get("scaling_factor", 0.18215), "autoencoder": str(folder)}
+    config = strict_json.validated(Latent, described, file=file, error=BadCheckpoint)
+    return LatentCodec(config, folder)
+
+
+def absolute_codec(config: RGB | Latent) -> Codec:
+    """The codec whose autoencoder, if it is still there, lies where its configuration says."""
+    if isinstance(config, RGB):
+        return RGBCodec()
+    folder = Path(config.autoencoder) if config.autoencoder else None
+    whole = folder is not None and all((folder / name).is_file() for name in AUTOENCODER_FILES)
+    return LatentCodec(config, folder if whole else None)
 
 
 def codec(config: dict[str, object], base: str | os.PathLike[str]) -> Codec:

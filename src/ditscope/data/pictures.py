@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from ditscope.data.order import mirrored, shuffled
 from ditscope.errors import BadDataset, foreign, listed
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
@@ -31,10 +32,11 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 MAX_PIXELS = 100_000_000
 """Larger pictures are refused by their header, before memory is asked for."""
 
+Labelled = tuple[NDArray[np.uint8], int]
+"""A picture (h, w, 3) and its label."""
+
 DECODERS = 4
 """Pictures that are read at once; decoding runs outside the interpreter's lock."""
-
-_ORDER, _MIRROR = 0, 1  # independent random streams under one seed
 
 
 class UnreadablePicture(Exception):
@@ -117,12 +119,21 @@ class PictureFolder:
                 if len(self.bad) > self.max_bad:
                     break
                 continue
-            mirrored = self.flip and bool(_raw(self.seed, index, _MIRROR, 1)[0] >> np.uint64(63))
-            return (image[:, ::-1] if mirrored else image), self._labels[number]
+            turned = self.flip and mirrored(self.seed, index)
+            return (image[:, ::-1] if turned else image), self._labels[number]
         return np.zeros((*self.size, 3), np.uint8), 0  # never seen: `batch` raises
 
     def _shuffled(self, epoch: int) -> NDArray[np.int64]:
-        return np.argsort(_raw(self.seed, epoch, _ORDER, len(self)), kind="stable")
+        return shuffled(self.seed, epoch, len(self))
+
+    def pictures(self, start: int) -> Iterator[tuple[str, Callable[[], Labelled]]]:
+        """File by file from number `start` on: its name, and what reads it unmirrored.
+
+        The second raises UnreadablePicture.
+        """
+        for file, label in zip(self._files[start:], self._labels[start:], strict=True):
+            name = file.relative_to(self.folder).as_posix()
+            yield name, lambda file=file, label=label: (read_picture(file, self.size), label)
 
 
 def read_picture(file: Path, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
@@ -197,9 +208,3 @@ def picture_files(folder: Path) -> list[Path]:
         for name in names
         if Path(name).suffix.lower() in SUFFIXES and not (Path(place) / name).is_symlink()
     ]
-
-
-def _raw(seed: int, number: int, stream: int, count: int) -> NDArray[np.uint64]:
-    """`count` random words, a function of the arguments only, which numpy promises to keep."""
-    key = np.array([seed, number], np.uint64)
-    return np.random.Philox(key=key, counter=[0, 0, 0, stream]).random_raw(count)

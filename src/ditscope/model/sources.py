@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict
 
 from ditscope.core import strict_json
 from ditscope.core.pipeline_config import (
+    AUTOENCODER,
+    AUTOENCODER_FILES,
     CONFIG_FILE,
     FORMAT,
     WEIGHTS_FILE,
@@ -32,9 +34,6 @@ LATENT_SCALE = 0.18215
 """What the published models multiply latents of the Stable Diffusion autoencoder by."""
 
 DIFFUSERS_INDEX = "model_index.json"
-AUTOENCODER = "vae"
-AUTOENCODER_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
-"""What is read of the autoencoder of a diffusers pipeline. Its pickled form is not."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ditscope.train.config import TrainConfig
@@ -23,17 +24,22 @@ class Batch:
 
     step: int
     pictures: range  # which pictures of the data, counted from the start of the training
-    x0: Tensor  # (B, C, h, w) float32 in [-1, 1]
+    x0: Tensor  # (B, C, h, w) float32: pictures in [-1, 1], or scaled latents
     y: Tensor  # (B,) int64 labels
 
 
 def batch(config: TrainConfig, source: Source, step: int) -> Batch:
     """The batch of one step, on the CPU."""
     pictures = range(step * config.batch_size, (step + 1) * config.batch_size)
-    images, labels = source.batch(pictures)
-    pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-    x0 = pixels.float().div_(127.5).sub_(1)
-    return Batch(step, pictures, x0, torch.from_numpy(labels))
+    shown, labels = source.batch(pictures)
+    return Batch(step, pictures, _x0(shown), torch.from_numpy(labels))
+
+
+def _x0(shown: NDArray[np.uint8] | NDArray[np.float32]) -> Tensor:
+    if shown.dtype == np.float32:
+        return torch.from_numpy(shown)
+    pixels = torch.from_numpy(np.ascontiguousarray(shown.transpose(0, 3, 1, 2)))
+    return pixels.float().div_(127.5).sub_(1)
 
 
 def batches(config: TrainConfig, source: Source, start: int) -> Iterator[Batch]:

@@ -7,11 +7,13 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
+from ditscope.data.codecs import RGB, Latent
 from ditscope.diffusion.ddpm import DDPMProcess
 from ditscope.diffusion.flow import FlowProcess
 from ditscope.model.config import DiTConfig
 
 Process = Annotated[DDPMProcess | FlowProcess, Field(discriminator="kind")]
+Codec = Annotated[RGB | Latent, Field(discriminator="kind")]
 
 
 class TrainConfig(BaseModel):
@@ -22,13 +24,14 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    data: str = "emoji"  # or the path of a folder of class folders
+    data: str = "emoji"  # or the path of a folder: of class folders, or of latents
     data_digest: str | None = None  # of a folder's files: it must stay as it was
     labels: tuple[str, ...] = ()  # class names by index; empty: those of the emoji scenes
     flip: bool = True  # mirror half of the pictures of a folder
     max_bad_pictures: NonNegativeInt = 100
     model: DiTConfig
     process: Process
+    codec: Codec = RGB()  # what the latents of the data are; pictures are their own
     init: str | None = None  # weights to begin with (see start.py)
     init_digest: str | None = None
     seed: NonNegativeInt = 0

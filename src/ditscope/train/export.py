@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import torch
 
 from ditscope.core.atomic import check_replaceable, new_folder
 from ditscope.core.pipeline_config import (
+    AUTOENCODER,
+    AUTOENCODER_FILES,
     CONFIG_FILE,
     WEIGHTS_FILE,
     PipelineConfig,
     write_pipeline_config,
 )
 from ditscope.core.strict_json import read, validated
+from ditscope.data.codecs import Latent, LatentCodec, absolute_codec
 from ditscope.errors import BadCheckpoint, BadRequest, ResourceError
 from ditscope.model.weights import save_weights
 from ditscope.train.checkpoint import newest_checkpoint
 from ditscope.train.config import TrainConfig
 from ditscope.train.sources import label_names
 
-REPLACEABLE = frozenset({CONFIG_FILE, WEIGHTS_FILE})
+REPLACEABLE = frozenset(
+    {CONFIG_FILE, WEIGHTS_FILE, *(f"{AUTOENCODER}/{name}" for name in AUTOENCODER_FILES)}
+)
 DEFAULTS: dict[str, object] = {"steps": 50, "cfg_scale": 4.0}
 
 
@@ -60,10 +66,15 @@ def export(training: Path, destination: Path, *, overwrite: bool = False) -> Pip
     if checkpoint.step <= config.coarse_steps:
         problem = f"step {checkpoint.step} is in the coarse stage (to step {config.coarse_steps})"
         raise BadCheckpoint(problem, file=training, fix="train on, then export")
+    found = absolute_codec(config.codec)
+    autoencoder = found.folder if isinstance(found, LatentCodec) else None
+    codec = found.config
+    if isinstance(codec, Latent):
+        codec = codec.model_copy(update={"autoencoder": AUTOENCODER if autoencoder else None})
     described = PipelineConfig(
         model=config.model.model_dump(mode="json"),
         process=config.process.model_dump(mode="json"),
-        codec={"kind": "rgb"},
+        codec=codec.model_dump(mode="json"),
         labels=label_names(config),
         defaults=DEFAULTS,
         training={
@@ -75,4 +86,8 @@ def export(training: Path, destination: Path, *, overwrite: bool = False) -> Pip
     with new_folder(destination, replaceable=REPLACEABLE if overwrite else None) as beside:
         save_weights(beside / WEIGHTS_FILE, checkpoint.ema, dtype=torch.bfloat16)
         write_pipeline_config(beside, described)
+        if autoencoder is not None:
+            (beside / AUTOENCODER).mkdir()
+            for name in AUTOENCODER_FILES:
+                shutil.copyfile(autoencoder / name, beside / AUTOENCODER / name)
     return described

@@ -211,7 +211,7 @@ class Training:
         path = self.folder.path / PREVIEWS / f"{self.step:07d}.png"
         try:
             write_preview(path, preview(self.ema, self.config))
-        except (NumericalError, ResourceError) as reason:
+        except (NumericalError, ResourceError, BadCheckpoint) as reason:
             tell(f"no preview at step {self.step}: {reason}")
 
     def _advance(self, batch: Batch) -> tuple[float, float, NonFinite | None]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ditscope.core.atomic import new_file
 from ditscope.core.axes import Branch
-from ditscope.data.codecs import RGBCodec
+from ditscope.data.codecs import absolute_codec
 from ditscope.diffusion import sampler
 from ditscope.diffusion.guidance import guide
 from ditscope.diffusion.noise import SampleNoise, sample_seed
@@ -30,7 +30,7 @@ GUIDANCE = 3.0
 
 
 def preview(model: DiT, config: TrainConfig) -> NDArray[np.uint8]:
-    """Eight pictures of classes spread over all of them: (8, h, w, 3) uint8.
+    """Eight pictures of classes spread over all of them: (8, height, width, 3) uint8.
 
     20 steps of DDIM (DDPM) or Euler (flow), guidance 3 where the network has a null class. Raises
     NumericalError if the weights draw NaN or Inf.
@@ -38,7 +38,8 @@ def preview(model: DiT, config: TrainConfig) -> NDArray[np.uint8]:
     classes = config.model.num_classes
     wanted = torch.tensor([index * classes // PICTURES for index in range(PICTURES)])
     name, steps = ("euler", STEPS) if config.process.kind == "flow" else ("ddim", str(STEPS))
-    plan = sampler.plan(config.process, name, steps, clip_denoised=True)
+    pixels = config.codec.kind == "rgb"
+    plan = sampler.plan(config.process, name, steps, clip_denoised=pixels)
     draw = SampleNoise([sample_seed(config.seed, index) for index in range(PICTURES)])
 
     def network(
@@ -58,7 +59,7 @@ def preview(model: DiT, config: TrainConfig) -> NDArray[np.uint8]:
         config.model.input_height,
         config.model.input_width,
     )
-    return RGBCodec().decode(sampler.run(plan, denoise, draw(shape), draw))
+    return absolute_codec(config.codec).decode(sampler.run(plan, denoise, draw(shape), draw))
 
 
 def write_preview(path: Path, pictures: NDArray[np.uint8]) -> None:

@@ -16,6 +16,8 @@ from pathlib import Path
 from ditscope.core.strict_json import validated
 from ditscope.core.variants import variant
 from ditscope.data.classes import STYLES
+from ditscope.data.latents import MANIFEST, LatentFolder
+from ditscope.data.listing import EMOJI
 from ditscope.data.pictures import PictureFolder
 from ditscope.data.scenes import EmojiScenes
 from ditscope.diffusion.ddpm import DDPMProcess
@@ -27,7 +29,6 @@ from ditscope.train.config import TrainConfig
 from ditscope.train.heads import choose_heads
 from ditscope.train.presets import DEFAULT, OBJECTIVES, PRESETS, named
 from ditscope.train.recipe import read_toml
-from ditscope.train.sources import EMOJI
 from ditscope.train.start import Start, read_start
 
 IMAGE_SIZE = 64
@@ -76,8 +77,6 @@ def resolve(request: Request) -> tuple[TrainConfig, list[str]]:
     tree["process"] = process or (process := dict(OBJECTIVES["ddpm"]))
     if request.image_size is not None:
         model["input_size"] = _image_size(request.image_size)
-    model.setdefault("input_size", IMAGE_SIZE)
-    model.setdefault("in_channels", 3)
     model.setdefault(
         "learn_sigma", process.get("kind") == "ddpm" and process.get("learn_sigma", True)
     )
@@ -160,13 +159,19 @@ def _value(text: str) -> object:
     return value
 
 
-def _image_size(text: str) -> int | list[int]:
+def sides(text: str) -> tuple[int, int]:
+    """Height and width from "64" or "48x64". Raises BadRequest."""
     if not re.fullmatch("[0-9]{1,5}(x[0-9]{1,5})?", text):
         raise BadRequest(
             f"found {foreign(text)!r}", field="image_size", expected="64, or HEIGHTxWIDTH: 48x64"
         )
-    sides = [int(side) for side in text.split("x")]
-    return sides[0] if len(sides) == 1 else sides
+    height, *width = (int(side) for side in text.split("x"))
+    return height, width[0] if width else height
+
+
+def _image_size(text: str) -> int | list[int]:
+    found = sides(text)
+    return list(found) if "x" in text else found[0]
 
 
 def _describe_data(tree: Tree, model: Tree, known: tuple[str, ...]) -> int:
@@ -180,6 +185,14 @@ def _describe_data(tree: Tree, model: Tree, known: tuple[str, ...]) -> int:
     if data == EMOJI:
         names = EmojiScenes.class_names[: None if known else room]
         distinct = len(names) * len(STYLES)
+    elif (Path(str(data)) / MANIFEST).is_file():
+        latents = LatentFolder(str(data))
+        names, distinct = latents.class_names, len(latents)
+        tree["data_digest"] = latents.digest()
+        tree["codec"] = latents.codec.model_dump(mode="json")
+        channels, *grid = latents.manifest.shape
+        model.setdefault("in_channels", channels)
+        model.setdefault("input_size", grid)
     else:
         folder = PictureFolder(str(data), size=(1, 1))
         names, distinct = folder.class_names, len(folder)
@@ -190,4 +203,6 @@ def _describe_data(tree: Tree, model: Tree, known: tuple[str, ...]) -> int:
         model.setdefault("num_classes", len(labels))
     else:
         model.setdefault("num_classes", len(names))
+    model.setdefault("input_size", IMAGE_SIZE)
+    model.setdefault("in_channels", 3)
     return distinct

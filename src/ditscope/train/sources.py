@@ -1,6 +1,6 @@
-"""Where the pictures of a training come from, under the labels of that training.
+"""Where the pictures or latents of a training come from, under the labels of that training.
 
-Shapes: B rows, h and w pixels.
+Shapes: B rows, C channels, h and w pixels or the latent grid.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ditscope.data.classes import STYLES
+from ditscope.data.latents import LatentFolder
+from ditscope.data.listing import EMOJI
 from ditscope.data.pictures import PictureFolder
 from ditscope.data.scenes import EmojiScenes
 from ditscope.errors import BadConfig, listed
 from ditscope.train.config import TrainConfig
-
-EMOJI = "emoji"
 
 
 class Source(Protocol):
@@ -33,8 +33,10 @@ class Source(Protocol):
         """How many different things there are to learn from."""
         ...
 
-    def batch(self, indices: Sequence[int]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Images (B, h, w, 3) uint8 and labels (B,) int64 of pictures `indices`."""
+    def batch(
+        self, indices: Sequence[int]
+    ) -> tuple[NDArray[np.uint8] | NDArray[np.float32], NDArray[np.int64]]:
+        """Images (B, h, w, 3) uint8, or latents (B, C, h, w) float32, and labels (B,) int64."""
         ...
 
     def newly_bad(self) -> list[tuple[str, str]]:
@@ -97,19 +99,49 @@ class FolderSource:
         return fresh
 
 
+class LatentSource:
+    """Latents that `ditscope extract` wrote."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        """Raises BadDataset as `LatentFolder`, BadConfig if they are not what the network takes."""
+        self._latents = LatentFolder(config.data, seed=config.seed, flip=config.flip)
+        self.class_names, self.distinct = self._latents.class_names, len(self._latents)
+        model, shape = config.model, self._latents.manifest.shape
+        found = (model.in_channels, model.input_height, model.input_width)
+        if found != shape:
+            text = "{} channels of {} x {}".format
+            raise BadConfig(
+                f"found {text(*found)}",
+                field="model.input_size" if found[0] == shape[0] else "model.in_channels",
+                expected=f"{text(*shape)}, as the latents have",
+            )
+        self._labels = _positions(self.class_names, config)
+
+    def batch(self, indices: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """As `Source` says."""
+        latents, labels = self._latents.batch(indices)
+        return latents, self._labels[labels]
+
+    def newly_bad(self) -> list[tuple[str, str]]:
+        """Never any: a damaged shard ends the training."""
+        return []
+
+
 def data_source(config: TrainConfig) -> Source:
-    """The pictures of a configuration.
+    """The pictures or latents of a configuration.
 
     Raises:
-        BadDataset: as `PictureFolder`.
-        BadConfig: the data has classes that the network has no labels for, or the network does not
-            work on pictures.
+        BadDataset: as `PictureFolder` or `LatentFolder`.
+        BadConfig: the data has classes that the network has no labels for, or is of another shape
+            than the network takes.
     """
+    if config.codec.kind == "latent":
+        return LatentSource(config)
     if config.model.in_channels != 3:
         raise BadConfig(
             f"found {config.model.in_channels}",
             field="model.in_channels",
-            expected="3: trainings are on pictures, not on the latents of an autoencoder",
+            expected="3 for pictures; `ditscope extract` makes latents of them",
         )
     return EmojiSource(config) if config.data == EMOJI else FolderSource(config)
 
