@@ -22,7 +22,11 @@ import os
 import unicodedata
 from collections.abc import Iterable
 
-INSTALLED_AS = {"PIL": "pillow", "google_crc32c": "google-crc32c"}
+INSTALLED_AS = {
+    "PIL": "pillow",
+    "google_crc32c": "google-crc32c",
+    "imageio": "'imageio[ffmpeg]'",
+}
 """Packages whose name for `pip` is not the one they are imported by."""
 
 MAX_FOREIGN_TEXT = 200

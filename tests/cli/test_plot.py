@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from ditscope.cli.plot import TAKES, Kind
+from ditscope.cli.figures import TAKES, Kind
 from tests.analysis.recorded import record
 
 
@@ -16,8 +16,12 @@ def path(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", list(Kind))
 def test_every_kind_is_drawn(cli, path, tmp_path, kind):
-    more = ["--class-a", "class 0", "--class-b", "class 1"] if kind is Kind.differences else []
-    target = tmp_path / f"{kind}.png"
+    more = {
+        Kind.differences: ["--class-a", "class 0", "--class-b", "class 1"],
+        Kind.map_differences: ["--class-a", "class 0", "--class-b", "class 1"],
+        Kind.continuity: ["--region", "0,0,2,2", "--region", "4,5,6,8"],
+    }.get(kind, [])
+    target = tmp_path / (f"{kind}.gif" if kind is Kind.film else f"{kind}.png")
     code, out, err = cli("plot", kind, path, "-o", str(target), *more)
     assert (code, err, out.strip()) == (0, "", str(target))
     with Image.open(target) as image:
@@ -45,6 +49,13 @@ def test_options_reach_the_figure(cli, path, tmp_path):
         ("layers", "--head", "mean", "--layer", "0", "--layer", "2"),
         ("timesteps", "--step", "1", "--step", "3", "--branch", "uncond"),
         ("differences", "--other", path),
+        ("map-differences", "--other", path),
+        ("flow", "--region", "thing=2,3,5,6", "--region", "sky=0,0,2,8", "--layer", "1"),
+        ("symmetry", "--region", "2,0,5,2", "--axis", "vertical", "--at", "3", "--step", "1"),
+        ("parts", "--parts", "3", "--layer", "2", "--step", "2", "--step", "3"),
+        ("received", "--head", "mean", "--sample", "1", "--branch", "uncond"),
+        ("relevance", "--query", "3", "4", "--step", "2"),
+        ("matrix", "--layer", "1", "--head", "mean"),
     ):
         assert cli("plot", arguments[0], path, "-o", target, *arguments[1:]).code == 0
     outcome = cli("plot", "heads", path, "-o", target, "--title", "Mine", "--json")
@@ -70,7 +81,11 @@ def test_dpi_is_that_of_the_picture(cli, path, tmp_path):
         (("head", "--head", "third"), "head: 'third'; expected a number or mean"),
         (("head", "--layer", "9"), "layer: 9 is not in this run"),
         (("heads", "--metric", "gini"), "metric: 'gini' is not in this run"),
-        (("film",), "film"),
+        (("cinema",), "cinema"),
+        (("continuity", "--region", "0,0,1,1"), "region: found 1; expected two"),
+        (("flow", "--region", "a=0,0,1"), "expected NAME=TOP,LEFT,BOTTOM,RIGHT"),
+        (("symmetry", "--at", "1.3"), "at: 1.3; expected a multiple of a half"),
+        (("symmetry", "--axis", "slanted"), "axis: 'slanted'"),
     ],
 )
 def test_what_cannot_be_drawn_is_a_usage_error(cli, path, tmp_path, arguments, words):
@@ -78,6 +93,18 @@ def test_what_cannot_be_drawn_is_a_usage_error(cli, path, tmp_path, arguments, w
     outcome = cli("plot", arguments[0], path, "-o", str(target), *arguments[1:])
     assert (outcome.code, outcome.out) == (2, "") and words in outcome.err
     assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("f.png", (), "a name ending in .gif, .webp, .apng, .mp4"),
+        ("f.gif", ("--rate", "0"), "rate: found 0; expected 0.5 to 60 a second"),
+    ],
+)
+def test_films_have_formats_of_their_own(cli, tmp_path, name, options, words):
+    outcome = cli("plot", "film", str(tmp_path / "none"), "-o", str(tmp_path / name), *options)
+    assert outcome.code == 2 and words in outcome.err
 
 
 def test_the_format_is_looked_at_first(cli, tmp_path):

@@ -151,7 +151,7 @@ def outline_patch(axes: Axes, query: tuple[int, int]) -> None:
     )
 
 
-def outline_region(axes: Axes, region: numpy.ndarray) -> None:
+def outline_region(axes: Axes, region: numpy.ndarray, colour: str = "white") -> None:
     """Draw the border of a boolean (y, x) region along patch edges."""
     padded = numpy.pad(region.astype(bool), 1)
     lines = []
@@ -159,9 +159,9 @@ def outline_region(axes: Axes, region: numpy.ndarray) -> None:
         lines.append([(x - 1.5, y - 0.5), (x - 0.5, y - 0.5)])
     for y, x in numpy.argwhere(padded[:, 1:] != padded[:, :-1]):
         lines.append([(x - 0.5, y - 1.5), (x - 0.5, y - 0.5)])
-    for colour, width in ((EDGE, 2.6), ("white", 1.3)):
+    for ink, width in ((EDGE, 2.6), (colour, 1.3)):
         axes.add_collection(
-            LineCollection(lines, colors=colour, linewidths=width, capstyle="projecting", zorder=4)
+            LineCollection(lines, colors=ink, linewidths=width, capstyle="projecting", zorder=4)
         )
 
 

@@ -25,6 +25,17 @@ DPI = 144
 ATTENTION_COLOURS = "magma"
 STATISTIC_COLOURS = "viridis"
 DIFFERENCE_COLOURS = "PuOr_r"
+PART_COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "#7b3294",
+    "#5a5f66",
+)
+"""Of parts and regions, after Okabe and Ito (2008)."""
 LINE_COLOUR = "#31688e"
 INK, MUTED, FAINT = "#1b1c1e", "#5a5f66", "#c9cdd2"
 CHOSEN, EDGE = "#4fe3ff", "#10222b"
