@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+import ditscope as ds
 from ditscope.attention.census import census, take_census
 from ditscope.core.sites import TokenGrid, TokenSegment
 from ditscope.errors import BadRequest, NothingWatched
 from tests.attention import reference
 from tests.attention.reference import DIT_GRID, HandWrittenAttention, Heads, Plain, tiny_dit
+from tests.attention.zoo import MODELS, made
 
 X = torch.randn(2, 6, 16)
 
@@ -101,7 +103,85 @@ def test_what_was_not_seen():
     model = nn.Sequential(Heads(), HandWrittenAttention())
     found = take_census(model, (X,), {})
     assert [site.name for site in found.sites] == ["0"]
-    assert found.not_seen == ("1",)
+    assert found.not_seen == {"1": "HandWrittenAttention"}
+
+
+def sana():
+    """Linear attention over the image; its cross-attention to text is the usual one."""
+    from diffusers import SanaTransformer2DModel
+
+    model = SanaTransformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=2,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=8,
+        cross_attention_dim=16,
+        caption_channels=12,
+        sample_size=8,
+    )
+    arguments = {
+        "encoder_hidden_states": torch.randn(2, 5, 12),
+        "timestep": torch.tensor([1, 900]),
+    }
+    return model.eval(), (torch.randn(2, 4, 8, 8),), arguments
+
+
+def test_linear_attention_is_named():
+    model, args, kwargs = sana()
+    with pytest.warns(RuntimeWarning, match=r"not watched.*blocks\.0\.attn1 \(Attention with Sana"):
+        with ds.watch(model) as seen:
+            watched = model(*args, **kwargs).sample
+    assert torch.equal(watched, model(*args, **kwargs).sample)
+    assert seen.not_seen == tuple(f"transformer_blocks.{i}.attn1" for i in range(2))
+    assert [site.name for site in seen.sites] == [f"transformer_blocks.{i}.attn2" for i in range(2)]
+    edit = ds.edit(model, ds.AblateHeads(layers=0))
+    with edit, pytest.warns(RuntimeWarning, match=r"not edited.*blocks\.1\.attn1"):
+        model(*args, **kwargs)
+
+
+def test_hand_written_attention_of_diffusers_is_named():
+    """`AttnProcessor` makes the map; in one layer, the other is seen."""
+    from diffusers.models.attention_processor import AttnProcessor
+
+    case = made(MODELS["diffusers_dit"])
+    case.model.transformer_blocks[1].attn1.set_processor(AttnProcessor())
+    with pytest.warns(RuntimeWarning, match=r"blocks\.1\.attn1 \(Attention with AttnProcessor\)"):
+        with ds.watch(case.model) as seen:
+            case()
+    assert seen.not_seen == ("transformer_blocks.1.attn1",) and len(seen.sites) == 1
+    case.model.transformer_blocks[0].attn1.set_processor(AttnProcessor())
+    with pytest.raises(NothingWatched, match="look like attention: Attention with AttnProcessor"):
+        with ds.watch(case.model):
+            case()
+
+
+def test_attention_that_does_not_run_is_not_missed():
+    model = nn.Sequential(Heads(), nn.Identity())
+    model[1].attn = HandWrittenAttention()  # never called
+    assert take_census(model, (X,), {}).not_seen == {}
+
+
+def test_attention_whose_parts_run_without_it_is_named():
+    """The block calls the projection in the attention module, and attends by itself."""
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv = nn.Linear(16, 16)
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.heads, self.attn = Heads(), Attention()
+
+        def forward(self, x):
+            y = self.attn.qkv(self.heads(x))
+            return (y @ y.mT).softmax(-1) @ y
+
+    assert take_census(Block(), (X,), {}).not_seen == {"attn": "Attention"}
 
 
 def test_attention_with_weights_makes_no_call():

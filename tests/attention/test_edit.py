@@ -16,7 +16,7 @@ from ditscope.attention.edits.edit import is_edited
 from ditscope.attention.seam import ATTENTION, Seam
 from ditscope.errors import BadRequest, NothingWatched
 from tests.attention.reference import HandWrittenAttention, Heads, Plain, qkv, tiny_dit
-from tests.attention.test_neutral import diffusers_dit, made, our_dit, tensor, torch_composite
+from tests.attention.zoo import diffusers_dit, made, our_dit, torch_composite
 
 X = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0))
 SHARP = ds.Temperature(0.5)
@@ -66,17 +66,18 @@ def by_hand(model, x, temperature=lambda layer, head: 1.0, ablated=()):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("make", [our_dit, diffusers_dit, torch_composite])
 def test_neutral_edits_leave_every_bit(make, dtype):
-    model, args, kwargs, _ = made(make, dtype)
+    case = made(make, dtype)
+    model = case.model
     neutral = (ds.Temperature(1.0), ds.AblateHeads(heads=[]), ds.Temperature(3, layers=()))
     seed = torch.random.get_rng_state()
-    plain = tensor(model(*args, **kwargs))
+    plain = case()
     outputs = []
     for edits in (neutral, [*neutral, ds.Temperature(3, steps=[1]), ds.AblateHeads(steps=1)]):
         with ds.edit(model, *edits):
             torch.random.set_rng_state(seed)
-            outputs.append(tensor(model(*args, **kwargs)))
+            outputs.append(case())
             torch.random.set_rng_state(seed)
-            outputs.append(tensor(model(*args, **kwargs)))
+            outputs.append(case())
     assert [torch.equal(plain, each) for each in outputs] == [True, True, True, False]
     assert hooks(model) == []
 
@@ -84,17 +85,18 @@ def test_neutral_edits_leave_every_bit(make, dtype):
 @pytest.mark.parametrize("make", [our_dit, diffusers_dit, torch_composite])
 def test_a_seam_that_changes_one_call_leaves_the_others(make):
     """Up to the edited layer, all is as it was."""
-    model, args, kwargs, _ = made(make, torch.float32)
+    case = made(make)
+    model = case.model
     seed = torch.random.get_rng_state()
     with ds.watch(model, keep=["*"]) as plain:
-        model(*args, **kwargs)
+        case()
     torch.random.set_rng_state(seed)
     last = plain.sites[-1]
     with (
         ds.watch(model, keep=["*"]) as edited,
         ds.edit(model, ds.Temperature(2, layers=last.index)),
     ):
-        model(*args, **kwargs)
+        case()
     before, after = plain.stats["entropy"], edited.stats["entropy"]
     earlier = [site.name for site in plain.sites[:-1]]
     assert before.sel(site=earlier).equals(after.sel(site=earlier))
@@ -120,15 +122,16 @@ def test_against_the_whole_model_by_hand(model):
 @pytest.mark.parametrize("order", ["watch outside", "watch inside"])
 @pytest.mark.parametrize("make", [our_dit, torch_composite])
 def test_a_watch_sees_the_attention_as_edited(make, order):
-    model, args, kwargs, _ = made(make, torch.float32)
+    case = made(make)
+    model = case.model
     seed = torch.random.get_rng_state()
     with ds.watch(model, keep=["*"]) as plain:
-        model(*args, **kwargs)
+        case()
     torch.random.set_rng_state(seed)
     seen, edited = ds.watch(model, keep=["*"]), ds.edit(model, ds.Temperature(2.0, heads=0))
     first, second = (seen, edited) if order == "watch outside" else (edited, seen)
     with first, second:
-        model(*args, **kwargs)
+        case()
     name = plain.sites[0].name  # later layers have other inputs
     root = plain.rows(name, range(4)).values ** 0.5
     expected = plain.rows(name, range(4)).values.copy()

@@ -10,7 +10,7 @@ from ditscope.attention.stats import measure
 from ditscope.core.sites import TokenGrid, TokenSegment
 from ditscope.core.statistics import STATISTICS
 from ditscope.errors import BadRequest
-from tests.attention.reference import by_hand, qkv, tiny_dit
+from tests.attention.reference import Plain, by_hand, qkv, tiny_dit
 
 GRID = TokenGrid(height=4, width=6)
 
@@ -168,11 +168,39 @@ def test_unknown_names_are_answered_with_the_nearest():
 def test_segments_of_a_joint_sequence_are_the_same_in_a_watch():
     """A text segment is looked at as the census knows it; of our own DiT all is image."""
     model, inputs = tiny_dit()
-    with ds.watch(model, metrics=["mass_image", "mass_text"]) as seen:
+    with ds.watch(model, metrics=["mass_image"]) as seen:
         model(*inputs)
     assert seen.stats["mass_image"].values == pytest.approx(1, abs=1e-6)
-    assert seen.stats["mass_text"].isnull().all()
     text = (TokenSegment(kind="text", start=24, count=6),)
     call = AttentionCall(*qkv(queries=30))
     wanted = by_hand(call).p[..., 24:].sum(-1).mean(-1)
     close(found("mass_text", call, GRID, text).heads["mass_text"], wanted)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        (["entropy", "mass_text", "mass_class"], "mass_text, mass_class has no value.*: image;"),
+        (["mass_box"], "mass_box has no value at any site"),
+        (["twice_text"], "twice_text has no value"),
+    ],
+)
+def test_what_can_have_no_value_is_refused(metrics, message):
+    """A box of another grid, text of a network without text, and what follows from it."""
+    ds.mask_metric("mass_box", torch.ones(5, 5))
+    ds.metric("twice_text", needs="mass_text")(lambda value, scope: 2 * value)
+    model, inputs = tiny_dit()
+    with pytest.raises(BadRequest, match=message), ds.watch(model, metrics=metrics):
+        model(*inputs)
+
+
+def test_a_distance_that_is_asked_for_needs_a_grid():
+    """Among the default metrics it may be missing; who names it is told what to do."""
+    x = torch.randn(2, 6, 16)
+    with pytest.raises(BadRequest, match=r"rms_distance has no value(?s:.*)grid=TokenGrid"):
+        with ds.watch(model := Plain(), metrics=["entropy", "rms_distance"]):
+            model(x)
+    grid = TokenGrid(height=2, width=3)
+    with ds.watch(model, metrics=["rms_distance"], grid=grid) as seen:
+        model(x)
+    assert seen.stats["rms_distance"].notnull().all()

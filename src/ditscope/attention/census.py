@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import re
 import threading
+import warnings
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.eval_frame import OptimizedModule
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -46,7 +48,8 @@ class Census:
     """What one forward of a model attends with."""
 
     sites: tuple[Site, ...]
-    not_seen: tuple[str, ...]  # modules that are attention by their type, but made no call we see
+    not_seen: Mapping[str, str]  # modules that are attention by their type, which is told with
+    #                              their path, and ran, but made no call we see
     fused: tuple[nn.MultiheadAttention, ...]  # that ran, and may have a kernel without a seam
 
 
@@ -80,7 +83,7 @@ def take_census(
     grid: TokenGrid | Mapping[str, TokenGrid] | None = None,
 ) -> Census:
     """As `census`, with what was not seen."""
-    network = model._orig_mod if hasattr(model, "_orig_mod") else model  # of torch.compile
+    network = model._orig_mod if isinstance(model, OptimizedModule) else model
     assert isinstance(network, nn.Module)
     calls, ran = _fake_forward(network, args, kwargs)
     rules = known(network, args, kwargs) if grid is None else supplied(grid)
@@ -91,10 +94,11 @@ def take_census(
     )
     fused = tuple(m for m in ran.values() if isinstance(m, nn.MultiheadAttention))
     refuse_fused(fused)
-    not_seen = _not_seen(network, [name for name, _ in calls])
+    _refuse_compiled(model, [name for name, _ in calls], fused)
+    not_seen = _not_seen(network, ran, [name for name, _ in calls])
     if not sites:
-        kinds = {type(network.get_submodule(name)).__name__ for name in not_seen}
-        looks = f"; these look like attention: {listed(sorted(kinds))}" if kinds else ""
+        kinds = sorted(set(not_seen.values()))
+        looks = f"; these look like attention: {listed(kinds)}" if kinds else ""
         raise NothingWatched(
             f"{type(network).__name__} makes no call of scaled_dot_product_attention{looks}",
             fix="use an implementation of its attention that calls "
@@ -122,6 +126,44 @@ def refuse_fused(modules: tuple[nn.MultiheadAttention, ...]) -> None:
             "attention and computes other bits than the path that can be seen",
             fix="call torch.backends.mha.set_fastpath_enabled(False) before the runs you compare",
         )
+
+
+def warn_of_unseen(census: Census, verb: str) -> None:
+    """Say once by name what a watch or an edit does not reach. `verb`: "watched", "edited"."""
+    if census.not_seen:
+        found = [f"{name} ({kind})" for name, kind in census.not_seen.items()]
+        warnings.warn(
+            f"not {verb}, since it is attention by its type but makes no call of "
+            f"scaled_dot_product_attention: {listed(found)}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def _refuse_compiled(
+    model: nn.Module, attending: Sequence[str], composites: Sequence[nn.MultiheadAttention]
+) -> None:
+    """Refuse what Dynamo cannot compile with a seam in it; a whole network it can.
+
+    A block that is compiled by itself would be compiled anew for each place it has in the order
+    of calls, until Dynamo gives up and lets it run uncompiled, with other bits.
+    """
+    parts = [name for name, module in _submodules(model) if _is_compiled(module)]
+    found = [name for name in parts if any(f"{site}.".startswith(f"{name}.") for site in attending)]
+    whole = "compile the whole network, compiled = torch.compile(model), and call that; or none"
+    if found:
+        raise NothingWatched(
+            f"{listed(found)} is compiled by itself, with its attention", fix=whole
+        )
+    if composites and _is_compiled(model):
+        raise NothingWatched(
+            f"{len(composites)} nn.MultiheadAttention in a compiled network hide their attention",
+            fix="call the network uncompiled, and compare with uncompiled runs",
+        )
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return isinstance(module, OptimizedModule) or module._compiled_call_impl is not None
 
 
 def _may_be_fused(module: nn.MultiheadAttention) -> bool:
@@ -208,7 +250,7 @@ def _named(model: nn.Module, running: list[str], ran: dict[str, nn.Module]) -> I
 
 @contextmanager
 def _unchanged(model: nn.Module, fake: FakeTensorMode) -> Iterator[None]:
-    """Leave the hooks of others out, and put back what the forward keeps on its modules.
+    """Leave hooks of others and compilation out, and put back what the forward keeps on modules.
 
     A hook that copies what it sees to numpy would fail on fake tensors, and a model that caches a
     tensor during its forward would be left with a fake one. The tensors that it might write to are
@@ -223,8 +265,12 @@ def _unchanged(model: nn.Module, fake: FakeTensorMode) -> Iterator[None]:
         tensors = {name: value for name, value in was.items() if isinstance(value, Tensor)}
         store.update({name: fake.from_tensor(t.detach()) for name, t in tensors.items()})
     for _, module in _submodules(model):  # the model's own do not run: its forward is called
-        module._forward_hooks = OrderedDict()
-        module._forward_pre_hooks = OrderedDict()
+        module.__dict__["_forward_hooks"] = OrderedDict()
+        module.__dict__["_forward_pre_hooks"] = OrderedDict()
+        if module._compiled_call_impl is not None:
+            module.__dict__["_compiled_call_impl"] = None
+        if isinstance(module, OptimizedModule):
+            module.__dict__["forward"] = module._orig_mod
     try:
         yield
     finally:
@@ -264,19 +310,31 @@ def _site(index: int, name: str, call: AttentionCall, rules: tuple[GridRule, ...
     )
 
 
-def _not_seen(model: nn.Module, seen: list[str]) -> tuple[str, ...]:
-    """Innermost modules that are attention by the name of their type and have no site in them."""
-    looks = [
-        name
+def _not_seen(model: nn.Module, ran: Iterable[str], seen: list[str]) -> dict[str, str]:
+    """Innermost modules that are attention by their type, took part, and have no site in them."""
+    parts = {name[:end] for name in ran for end in _ends(name)}
+    silent = {
+        name: module
         for name, module in model.named_modules()
         if ATTENTION_LIKE.search(type(module).__name__)
-    ]
-    silent = [
-        name
-        for name in looks
-        if not any(site == name or site.startswith(f"{name}.") for site in seen)
+        and name in parts
+        and not any(site == name or site.startswith(f"{name}.") for site in seen)
         and not any(name.startswith(f"{site}.") for site in seen if site)
-    ]
-    return tuple(
-        name for name in silent if not any(other.startswith(f"{name}.") for other in silent)
-    )
+    }
+    return {
+        name or type(module).__name__: _kind(module)
+        for name, module in silent.items()
+        if not any(other.startswith(f"{name}.") for other in silent)
+    }
+
+
+def _ends(name: str) -> list[int]:
+    """Where the paths of a module and of all that it lies in end, in its path."""
+    return [*(index for index, letter in enumerate(name) if letter == "."), len(name)]
+
+
+def _kind(module: nn.Module) -> str:
+    """Its type, and that of the function object to which a module of diffusers leaves the work."""
+    processor = getattr(module, "processor", None)
+    kind = type(module).__name__
+    return kind if processor is None else f"{kind} with {type(processor).__name__}"

@@ -112,11 +112,42 @@ def _text_before_image(model: nn.Module, inputs: Inputs) -> tuple[GridRule, ...]
     return (GridRule("*", grid, exact=True, before=(("text", text),)),)
 
 
+def _video_then_cross(model: nn.Module, inputs: Inputs) -> tuple[GridRule, ...]:
+    """Of diffusers Wan: attn1 is over patches of all frames, attn2 looks at the text."""
+    frames, height, width = (
+        side // patch
+        for side, patch in zip(
+            inputs["hidden_states"].shape[-3:],
+            model.config.patch_size,  # type: ignore[union-attr]
+            strict=True,
+        )
+    )
+    if not frames * height * width:
+        return ()
+    grid = TokenGrid(frames=frames, height=height, width=width)
+    # A picture to start from is looked at in a call of its own, attn2[0]: that is no text.
+    return (GridRule("*.attn1", grid, exact=True), GridRule("*.attn2", None, after="text"))
+
+
+def _text_before_video(model: nn.Module, inputs: Inputs) -> tuple[GridRule, ...]:
+    """Of diffusers CogVideoX: joint attention over text and a latent (B, frames, C, h, w)."""
+    latent, config = inputs["hidden_states"], model.config
+    frames = latent.shape[1] // (config.patch_size_t or 1)  # type: ignore[union-attr]
+    height, width = (side // config.patch_size for side in latent.shape[-2:])  # type: ignore[union-attr]
+    if not frames * height * width:
+        return ()
+    text = inputs["encoder_hidden_states"].shape[1]
+    grid = TokenGrid(frames=frames, height=height, width=width, start=text)
+    return (GridRule("*", grid, exact=True, before=(("text", text),)),)
+
+
 _BY_CLASS: dict[str, Callable[[nn.Module, Inputs], tuple[GridRule, ...]]] = {
     "DiTTransformer2DModel": _image_then_cross,
     "PixArtTransformer2DModel": _image_then_cross,
     "SD3Transformer2DModel": _image_before_text,
     "FluxTransformer2DModel": _text_before_image,
+    "WanTransformer3DModel": _video_then_cross,
+    "CogVideoXTransformer3DModel": _text_before_video,
 }
 
 

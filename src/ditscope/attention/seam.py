@@ -115,6 +115,8 @@ class Seam(TorchFunctionMode):
         if func in COMPOSITES:
             with _reached_by(self):
                 return func(*args, **kwargs)
+        if func is Tensor.unflatten and torch.compiler.is_compiling():
+            return args[0].unflatten(*args[1:], **kwargs)  # Dynamo cannot follow its super()
         return func(*args, **kwargs)
 
     def attend(self, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from ditscope.attention.around import Around, checked_module
 from ditscope.attention.capture import Capture
-from ditscope.attention.census import Census, refuse_fused, take_census
+from ditscope.attention.census import Census, refuse_fused, take_census, warn_of_unseen
+from ditscope.attention.metrics.defined import refuse_undefined
 from ditscope.attention.metrics.plan import Plan, plan_of
 from ditscope.attention.operands import Operands
 from ditscope.attention.rows import attention_columns, attention_rows
@@ -59,7 +60,7 @@ def watch(
 
     Raises:
         BadRequest: model is no module, or there is no such metric or detail; later, on the first
-            forward, a glob or grid fits no site.
+            forward, a glob or grid fits no site, or a metric can have a value at none.
         NothingWatched: from a forward in the block, if no attention can be seen in it or not what
             the census expects; at the end of the block, if there was no forward.
     """
@@ -127,8 +128,11 @@ class Watch:
 
     @property
     def not_seen(self) -> tuple[str, ...]:
-        """Modules that are attention by the name of their type, but made no call that is seen."""
-        return self._seen().not_seen
+        """Modules that are attention by the name of their type, but made no call that is seen.
+
+        The first forward warns of them.
+        """
+        return tuple(self._seen().not_seen)
 
     @property
     def stats(self) -> xarray.Dataset:
@@ -199,6 +203,8 @@ class Watch:
             if self._census is None:
                 census = take_census(self._model, args, kwargs, self._grid)
                 self._check_globs(census)
+                refuse_undefined(self._plan.names, census.sites)
+                warn_of_unseen(census, "watched")
                 self._census = census
         refuse_fused(self._census.fused)
         kept: Kept = {}

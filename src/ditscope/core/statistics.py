@@ -61,7 +61,7 @@ _SHARE = _constant(1.0)
 
 TOP_KEYS = (4, 16, 64)
 RADII = (1, 2, 4)
-"""In patches."""
+"""In patches. Of these two kinds of metric any other number can be asked for as well."""
 
 SINK = 10.0
 """Even shares, from which a key is a sink."""
@@ -69,7 +69,8 @@ SINK = 10.0
 SEGMENTS = ("image", "text", "class", "register")
 
 
-def _top_mass(k: int) -> Statistic:
+def top_mass(k: int) -> Statistic:
+    """Of the k largest weights of a query."""
     return Statistic(
         name=f"top_mass_{k}",
         long_name=f"sum of the {k} largest weights of a query, mean over queries",
@@ -80,7 +81,8 @@ def _top_mass(k: int) -> Statistic:
     )
 
 
-def _mass_within(radius: int) -> Statistic:
+def mass_within(radius: int) -> Statistic:
+    """Of the patches at most `radius` patches away."""
     return Statistic(
         name=f"mass_within_{radius}",
         long_name=f"attention at most {radius} patches away, mean over queries",
@@ -178,8 +180,7 @@ STATISTICS = {
             unit="1",
             formula="mean_i -sum_j p_ij log p_ij / log M",
             source="after Clark et al. 2019, arXiv:1906.04341",
-            maximum=_SHARE,
-            gaps=True,  # one key
+            maximum=lambda site: 1.0 if site.keys > 1 else math.nan,
         ),
         Statistic(
             name="effective_keys",
@@ -205,7 +206,7 @@ STATISTICS = {
             source="Voita et al. 2019, arXiv:1905.09418",
             maximum=_SHARE,
         ),
-        *(_top_mass(k) for k in TOP_KEYS),
+        *(top_mass(k) for k in TOP_KEYS),
         Statistic(
             name="rms_distance",
             long_name="attention distance, root mean square over queries and keys",
@@ -239,7 +240,7 @@ STATISTICS = {
             maximum=_on_grid(_SHARE),
             gaps=True,  # each query looks at one place
         ),
-        *(_mass_within(radius) for radius in RADII),
+        *(mass_within(radius) for radius in RADII),
         Statistic(
             name="received_max",
             long_name="largest mean attention that one key receives",

@@ -21,11 +21,13 @@ from pydantic import (
 
 from ditscope.attention.census import census
 from ditscope.attention.edits.kinds import AnyEdit
+from ditscope.attention.metrics.defined import refuse_undefined
 from ditscope.attention.metrics.plan import plan_of
 from ditscope.core.labels import find_class
 from ditscope.core.sites import Site
 from ditscope.core.statistics import DEFAULT_METRICS
 from ditscope.diffusion import sampler
+from ditscope.diffusion.guidance import branches_at
 from ditscope.diffusion.noise import sample_seed
 from ditscope.diffusion.schedule import SamplerPlan
 from ditscope.errors import BadRequest, foreign, listed
@@ -113,7 +115,8 @@ def make_job(pipe: Pipeline, labels: Sequence[str | int], settings: dict[str, ob
 
     Raises:
         BadRequest: no label, or an unknown class, setting, sampler or metric, or a value out of
-            range; an edit of a layer, head or step that does not exist.
+            range; a metric that can have no value in this sampling; an edit of a layer, head or
+            step that does not exist.
     """
     chosen = _settings(settings)
     labels = labels if isinstance(labels, str) else list(labels)
@@ -129,9 +132,9 @@ def make_job(pipe: Pipeline, labels: Sequence[str | int], settings: dict[str, ob
         pipe.process, name, steps, eta=chosen.eta, clip_denoised=chosen.clip_denoised
     )
     _check_guidance(pipe, chosen, scale)
-    plan_of(chosen.metrics, chosen.detail)
     _check_known("qk_steps", chosen.qk_steps, range(len(plan.evaluations)))
     job = Job(pipe, chosen, classes, plan, scale)
+    _check_metrics(job)
     for edit in chosen.edits:
         edit.check(job.sites, len(plan.evaluations))
     return job
@@ -173,6 +176,30 @@ def _check_guidance(pipe: Pipeline, settings: Settings, scale: float) -> None:
             f"guidance {scale:g} needs an unconditional branch, which this network has not",
             field="cfg_scale",
             expected="1",
+        )
+
+
+def _check_metrics(job: Job) -> None:
+    """That they are known, and each has a value somewhere in the sampling."""
+    settings, evaluations = job.settings, job.plan.evaluations
+    asked = plan_of(settings.metrics, settings.detail)
+    if settings.metrics == DEFAULT_METRICS:
+        return  # before a census is taken
+    refuse_undefined(settings.metrics, job.sites)
+    compared = [branches_at(each, job.cfg_scale, settings.cfg_interval) for each in evaluations]
+    if asked.branches and not any(len(branches) == 2 for branches in compared):
+        raise BadRequest(
+            f"{listed(each.name for each in asked.branches)} compares two branches, and no step "
+            "evaluates both",
+            field="metrics",
+            fix="turn guidance on (cfg_scale=4), or leave it out",
+        )
+    if asked.steps and len(evaluations) < 2:
+        raise BadRequest(
+            f"{listed(each.name for each in asked.steps)} compares a step with the one before, and "
+            "there is one step",
+            field="metrics",
+            expected="2 steps or more",
         )
 
 

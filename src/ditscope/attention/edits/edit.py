@@ -15,7 +15,7 @@ from typing import Any, Self
 from torch import nn
 
 from ditscope.attention.around import Around, checked_module
-from ditscope.attention.census import Census, refuse_fused, take_census
+from ditscope.attention.census import Census, refuse_fused, take_census, warn_of_unseen
 from ditscope.attention.edits.base import Edit
 from ditscope.attention.edits.forward import EditedForward
 from ditscope.errors import BadRequest, NothingWatched
@@ -94,6 +94,7 @@ class Editing:
                 census = take_census(self._model, args, kwargs)
                 for each in self._edits:
                     each.check(census.sites)
+                warn_of_unseen(census, "edited")
                 self._census = census
             step, self._forwards = self._forwards, self._forwards + 1
         forward = EditedForward(self._edits, self._census.sites, step)

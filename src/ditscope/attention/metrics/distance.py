@@ -10,10 +10,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ditscope.attention.metrics.registry import IMAGE, reduces
+from ditscope.attention.metrics.registry import IMAGE, Metric, family, reduces
 from ditscope.attention.metrics.scope import Scope, Tile
 from ditscope.attention.tables import distances, places, squared_distances
-from ditscope.core.statistics import RADII
+from ditscope.core.statistics import mass_within
 
 
 def _root(mean_square: Tensor, scope: Scope) -> Tensor:
@@ -90,7 +90,9 @@ def _mass_within(tile: Tile, radius: int) -> Tensor:
     return (tile.p * _near(tile, radius)).sum(-1)
 
 
-for _radius in RADII:
-    reduces(f"mass_within_{_radius}", IMAGE, total=partial(_sum_within, radius=_radius))(
-        partial(_mass_within, radius=_radius)
-    )
+def _metric_within(name: str, radius: int) -> Metric:
+    reduce, total = (partial(f, radius=radius) for f in (_mass_within, _sum_within))
+    return Metric(name, IMAGE, reduce, total=total)
+
+
+family("mass_within", mass_within, _metric_within)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -104,6 +105,8 @@ class Metric:
 
 
 _METRICS: dict[str, Metric] = {}
+_FAMILIES: dict[str, tuple[Callable[[int], Statistic], Callable[[str, int], Metric]]] = {}
+_OF_A_FAMILY = re.compile(r"([a-z_]+)_([1-9][0-9]{0,4})")
 
 
 def reduces(name: str, needs: str, **options: Any) -> Callable[[Reduce], Reduce]:
@@ -116,6 +119,29 @@ def reduces(name: str, needs: str, **options: Any) -> Callable[[Reduce], Reduce]
         return reduce
 
     return register
+
+
+def family(
+    prefix: str, describe: Callable[[int], Statistic], make: Callable[[str, int], Metric]
+) -> None:
+    """Register the metrics `prefix_1`, `prefix_2`, ...: each is made when it is first asked for.
+
+    `describe` says what the number means, `make` is given the name and the number.
+    """
+    _FAMILIES[prefix] = describe, make
+
+
+def _known(name: object) -> bool:
+    """Whether there is such a metric; one of a family is registered now."""
+    if name in _METRICS:
+        return True
+    match = _OF_A_FAMILY.fullmatch(name) if isinstance(name, str) else None
+    if match is None or match[1] not in _FAMILIES:
+        return False
+    describe, make = _FAMILIES[match[1]]
+    STATISTICS[match[0]] = describe(int(match[2]))
+    _METRICS[match[0]] = make(match[0], int(match[2]))
+    return True
 
 
 def metric(
@@ -151,9 +177,9 @@ def metric(
             field="name",
             expected="a small letter, then small letters, digits and _, 64 at most",
         )
-    if name in STATISTICS:
+    if name in STATISTICS or _known(name):
         raise BadRequest(f"there is a metric {name!r} already", field="name")
-    if needs not in NEEDS and needs not in _METRICS:
+    if needs not in NEEDS and not _known(needs):
         raise BadRequest(
             f"found {foreign(repr(needs))}",
             field="needs",
@@ -187,13 +213,14 @@ def known_metrics(names: Sequence[str], field: str = "metrics") -> tuple[str, ..
             f"found {foreign(repr(names))}", field=field, expected="a list of names of metrics"
         )
     names = tuple(names)
-    unknown = [name for name in names if name not in _METRICS]
+    unknown = [name for name in names if not _known(name)]
     if unknown:
-        near = difflib.get_close_matches(str(unknown[0]), _METRICS, n=3, cutoff=0.5)
+        known = [name for name in STATISTICS if _known(name)]
+        near = difflib.get_close_matches(str(unknown[0]), known, n=3, cutoff=0.5)
         raise BadRequest(
             f"there is no metric {listed(unknown)}",
             field=field,
-            expected=f"some of {', '.join(name for name in STATISTICS if name in _METRICS)}",
+            expected=f"some of {', '.join(known)}; of those that end in a number any number",
             fix=f"did you mean {' or '.join(near)}?" if near else None,
         )
     if len(set(names)) < len(names):
@@ -203,4 +230,5 @@ def known_metrics(names: Sequence[str], field: str = "metrics") -> tuple[str, ..
 
 def find(name: str) -> Metric:
     """The metric of that name, which is known."""
+    assert _known(name), f"there is no metric {name}"
     return _METRICS[name]

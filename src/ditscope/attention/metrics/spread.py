@@ -10,9 +10,9 @@ from functools import partial
 
 from torch import Tensor
 
-from ditscope.attention.metrics.registry import QUERIES, reduces
+from ditscope.attention.metrics.registry import QUERIES, Metric, family, reduces
 from ditscope.attention.metrics.scope import Scope, Tile
-from ditscope.core.statistics import TOP_KEYS
+from ditscope.core.statistics import top_mass
 
 
 def _sum_of_entropies(tile: Tile) -> Tensor:
@@ -53,5 +53,8 @@ def _top_mass(tile: Tile, k: int) -> Tensor:
     return tile.p.topk(min(k, tile.p.shape[-1]), sorted=False).values.sum(-1)
 
 
-for _k in TOP_KEYS:
-    reduces(f"top_mass_{_k}", QUERIES)(partial(_top_mass, k=_k))
+def _metric_top(name: str, k: int) -> Metric:
+    return Metric(name, QUERIES, partial(_top_mass, k=k))
+
+
+family("top_mass", top_mass, _metric_top)
