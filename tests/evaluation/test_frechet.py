@@ -8,6 +8,7 @@ import pytest
 
 from ditscope.errors import BadRequest
 from ditscope.evaluation.frechet import T_95, Gaussian, estimate, frechet_distance
+from ditscope.evaluation.groups import grouped
 from ditscope.evaluation.moments import GroupedMoments
 
 
@@ -61,6 +62,12 @@ def test_equal_distributions_are_at_no_distance_and_shifts_add() -> None:
     assert distance(mean, covariance, mean + 2, covariance) == pytest.approx(120, abs=1e-6)
 
 
+def in_groups(rows: np.ndarray, groups: np.ndarray) -> GroupedMoments:
+    moments = GroupedMoments(rows.shape[1], int(groups.max()) + 1)
+    moments.add(rows, groups)
+    return moments
+
+
 def test_the_jackknife_takes_the_bias_away_and_knows_its_error() -> None:
     """Of 200 sets of 60 samples: the plain distance is far too high, the corrected one is not."""
     rng = np.random.default_rng(3)
@@ -69,28 +76,61 @@ def test_the_jackknife_takes_the_bias_away_and_knows_its_error() -> None:
     true = distance(np.zeros(width), np.eye(width), mean, covariance)
     plain, unbiased, covered = [], [], 0
     for _ in range(200):
-        samples = GroupedMoments(width, 10)
-        samples.add(rng.normal(size=(60, width)) + mean)
+        samples = in_groups(rng.normal(size=(60, width)) + mean, np.arange(60) % 10)
         found = estimate(np.zeros(width), np.eye(width), samples)
-        assert found.unbiased is not None and found.standard_error is not None
+        assert found.interval is not None
         plain.append(found.distance)
         unbiased.append(found.unbiased)
-        covered += abs(found.unbiased - true) <= T_95 * found.standard_error
+        covered += found.interval[0] <= true <= found.interval[1]
     bias, error = np.mean(plain) - true, np.std(unbiased) / np.sqrt(200)
     assert bias > 0.2
     assert abs(np.mean(unbiased) - true) < max(3 * error, 0.1 * bias)
     assert 0.88 <= covered / 200 <= 1.0
 
 
-def test_few_samples_have_a_distance_but_no_error() -> None:
-    samples = GroupedMoments(2, 10)
-    samples.add(np.random.default_rng(4).normal(size=(19, 2)))
-    found = estimate(np.zeros(2), np.eye(2), samples)
-    assert (found.unbiased, found.standard_error, found.samples) == (None, None, 19)
+@pytest.mark.parametrize("per_class", [2, 4, 5, 8, 10, 20])
+def test_classes_in_turn_have_no_bias_left_either(per_class: int) -> None:
+    """Twelve classes far apart, each drawn equally often, against all that there could be."""
+    rng = np.random.default_rng(5)
+    centres = 4 * rng.normal(size=(12, 3))
+    mean, covariance = centres.mean(0), np.cov(centres.T, ddof=0) + np.eye(3)
+    labels = list(range(12)) * per_class
+    groups, number = grouped(len(labels), labels)
+    assert number == min(per_class, 10)
+    plain, unbiased, blind = [], [], []
+    for _ in range(60):
+        rows = centres[labels] + rng.normal(size=(len(labels), 3))
+        found = estimate(mean, covariance, in_groups(rows, groups))
+        plain.append(found.distance)
+        unbiased.append(found.unbiased)
+        by_number = np.arange(len(labels)) % 4  # always the same three classes
+        blind.append(estimate(mean, covariance, in_groups(rows, by_number)).unbiased)
+    error = np.std(unbiased) / np.sqrt(60)
+    assert abs(np.mean(unbiased)) < max(4 * error, 0.25 * np.mean(plain))
+    assert abs(np.mean(blind)) > 20 * abs(np.mean(unbiased))
+
+
+def test_half_widths_are_those_of_student() -> None:
+    """The share of Student's distribution between -t and t is 95 %, by integration."""
+    with mpmath.workdps(20):
+        for freedom, half in enumerate(T_95, start=1):
+            scale = mpmath.gamma((freedom + 1) / 2) / mpmath.gamma(mpmath.mpf(freedom) / 2)
+            scale /= mpmath.sqrt(freedom * mpmath.pi)
+            power = -mpmath.mpf(freedom + 1) / 2
+            share = mpmath.quad(
+                lambda t, f=freedom, p=power: (1 + t * t / f) ** p, [-half, 0, half]
+            )
+            assert float(scale * share) == pytest.approx(0.95, abs=5e-5)
+
+
+def test_one_group_has_a_distance_but_no_error() -> None:
+    rows = np.random.default_rng(4).normal(size=(19, 2))
+    found = estimate(np.zeros(2), np.eye(2), in_groups(rows, np.zeros(19, int)))
+    assert (found.unbiased, found.standard_error, found.interval) == (None, None, None)
+    assert found.samples == 19
 
 
 def test_features_of_another_width_are_refused() -> None:
-    samples = GroupedMoments(2, 1)
-    samples.add(np.ones((4, 2)))
+    samples = in_groups(np.ones((4, 2)), np.zeros(4, int))
     with pytest.raises(BadRequest, match="2 features where the reference has 3"):
         estimate(np.zeros(3), np.eye(3), samples)

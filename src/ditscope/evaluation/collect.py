@@ -6,6 +6,7 @@ Shapes: B pictures of one batch, D features, K classes.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from ditscope.errors import BadRequest
 from ditscope.evaluation.accuracy import Confusion
 from ditscope.evaluation.extractors import Extractor
+from ditscope.evaluation.groups import grouped
 from ditscope.evaluation.moments import GroupedMoments
 from ditscope.evaluation.sources import Progress, Source
 
@@ -23,39 +25,40 @@ class Collected:
     """What one pass leaves."""
 
     moments: GroupedMoments
+    count: int
     features: NDArray[np.float32]  # of the first pictures only
     sha256: str  # of all pixels, in order
     confusion: Confusion | None  # None: the pictures have no classes, or the network has none
     unknown: tuple[str, ...]  # classes that pictures were drawn for and the network cannot name
 
 
-def collect(
-    source: Source, extract: Extractor, *, groups: int, keep: int, progress: Progress
-) -> Collected:
+def collect(source: Source, extract: Extractor, *, keep: int, progress: Progress) -> Collected:
     """Put all pictures of `source` through `extract`; keep the features of the first `keep`.
 
     Raises what the source and the extractor raise.
     """
     naming = Naming(source.class_names, extract.protocol.class_names)
-    digest = hashlib.sha256()
+    group_of, groups = grouped(source.count, source.labels)
+    digest, count = hashlib.sha256(), 0
     moments: GroupedMoments | None = None
     kept: list[NDArray[np.float32]] = []
-    for pictures, labels in source.batches(progress):
+    for pictures in source.batches(progress):
+        here = slice(count, count + len(pictures))
         for picture in pictures:
             digest.update(repr(picture.shape).encode() + np.ascontiguousarray(picture).tobytes())
         features, scores = extract(pictures)
         if moments is None:
             moments = GroupedMoments(features.shape[1], groups)
-        room = keep - moments.count
-        if room > 0:
-            kept.append(features[:room])
-        moments.add(features)
-        if scores is not None and labels is not None:
-            naming.add(labels, scores)
+        if count < keep:
+            kept.append(features[: keep - count])
+        moments.add(features, group_of[here])
+        if scores is not None and source.labels is not None:
+            naming.add(source.labels[here], scores)
+        count += len(pictures)
     if moments is None:
         raise BadRequest("there are no pictures", field="samples", expected="at least one")
     features = np.concatenate(kept) if kept else np.zeros((0, 0), np.float32)
-    return Collected(moments, features, digest.hexdigest(), naming.confusion, naming.unknown)
+    return Collected(moments, count, features, digest.hexdigest(), naming.confusion, naming.unknown)
 
 
 class Naming:
@@ -72,7 +75,7 @@ class Naming:
             self._positions = [known.index(name) for name in wanted]
         self.confusion: Confusion | None = None
 
-    def add(self, labels: list[int], scores: NDArray[np.float32]) -> None:
+    def add(self, labels: Sequence[int], scores: NDArray[np.float32]) -> None:
         """Labels (B,) as the source counts them, scores (B, K). Raises BadRequest."""
         if self.unknown or not self._names:
             return

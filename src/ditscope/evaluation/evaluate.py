@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +19,7 @@ from ditscope.errors import listed
 from ditscope.evaluation.accuracy import Accuracy, wilson
 from ditscope.evaluation.collect import Collected, collect
 from ditscope.evaluation.extractors import Extractor, extractor
-from ditscope.evaluation.frechet import GROUPS, T_95, FrechetEstimate, estimate
+from ditscope.evaluation.frechet import FrechetEstimate, estimate
 from ditscope.evaluation.manifold import NEIGHBOURS, PrecisionRecall, precision_recall
 from ditscope.evaluation.reference import KEPT, Reference, reference_of
 from ditscope.evaluation.sources import Report, Source, source_of
@@ -110,14 +109,14 @@ def evaluate(
         if report is not None:
             report("samples", done, source.count)
 
-    found = collect(source, extract, groups=GROUPS, keep=KEPT, progress=progress)
+    found = collect(source, extract, keep=KEPT, progress=progress)
     notes = [*source.notes, *_shown_otherwise(given, source)]
     frechet = _frechet(given, found, notes)
     accuracy = _accuracy(found, notes)
     shares = _shares(given, found, neighbours, notes)
     protocol = extract.protocol.model_copy(update={"features": found.features.shape[1]})
     return Evaluation(
-        samples={**source.protocol, "count": found.moments.count, "sha256": found.sha256},
+        samples={**source.protocol, "count": found.count, "sha256": found.sha256},
         reference=given.facts.model_dump(mode="json"),
         features=protocol.model_dump(mode="json"),
         accuracy=accuracy,
@@ -138,7 +137,7 @@ def _shown_otherwise(given: Reference, source: Source) -> list[str]:
 
 
 def _frechet(given: Reference, found: Collected, notes: list[str]) -> FrechetEstimate | None:
-    count, width = found.moments.count, len(given.mean)
+    count, width = found.count, len(given.mean)
     if count < 2:
         notes.append("no Frechet distance: it takes two pictures or more")
         return None
@@ -147,7 +146,13 @@ def _frechet(given: Reference, found: Collected, notes: list[str]) -> FrechetEst
             f"{count} samples for {width} features: the Frechet distance is biased upwards a lot; "
             "compare it with distances of as many samples only"
         )
-    return estimate(given.mean, given.covariance, found.moments)
+    measured = estimate(given.mean, given.covariance, found.moments)
+    if measured.unbiased is None:
+        notes.append(
+            "no unbiased Frechet distance: it takes twenty samples or more, and of classes that "
+            "were drawn in turn each equally often (best 10 times, or a multiple of that)"
+        )
+    return measured
 
 
 def _accuracy(found: Collected, notes: list[str]) -> Accuracy | None:
@@ -204,8 +209,5 @@ def share_facts(correct: int, count: int) -> dict[str, object]:
 
 def frechet_facts(found: FrechetEstimate) -> dict[str, object]:
     """The distance as plain data, with a 95 % interval of the unbiased one."""
-    facts = asdict(found)
-    if found.unbiased is not None and found.standard_error is not None:
-        half = T_95 * found.standard_error
-        facts |= {"low": found.unbiased - half, "high": found.unbiased + half}
-    return {name: value for name, value in facts.items() if value is None or math.isfinite(value)}
+    low, high = found.interval or (None, None)
+    return {**asdict(found), "low": low, "high": high}

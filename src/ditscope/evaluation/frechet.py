@@ -19,11 +19,9 @@ import numpy as np
 from ditscope.errors import BadRequest
 from ditscope.evaluation.moments import GroupedMoments, Vector
 
-GROUPS = 10
-"""Of the jackknife."""
-
-T_95 = 2.262
-"""Half-width of a 95 % interval in standard errors: Student's t with `GROUPS` - 1 degrees."""
+T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""Half-width of a 95 % interval in standard errors, of 2, 3, ... 10 groups: Student's t with one
+degree of freedom less."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +64,22 @@ class FrechetEstimate:
     standard_error: float | None
     samples: int
     features: int
+    groups: int  # of the jackknife
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % interval of the unbiased distance."""
+        if self.unbiased is None or self.standard_error is None:
+            return None
+        half = T_95[self.groups - 2] * self.standard_error
+        return self.unbiased - half, self.unbiased + half
 
 
 def estimate(mean: Vector, covariance: Vector, samples: GroupedMoments) -> FrechetEstimate:
     """The distance of `samples` from data of this mean (D,) and covariance (D, D), with its error.
 
-    Without groups of two or more there is no error: None. Raises BadRequest for fewer than two
-    samples or another number of features.
+    With one group there is no error: None. Raises BadRequest for fewer than two samples or another
+    number of features.
     """
     total = samples.total()
     if total.mean.shape != mean.shape:
@@ -82,13 +89,13 @@ def estimate(mean: Vector, covariance: Vector, samples: GroupedMoments) -> Frech
         )
     given = Gaussian.of(mean, covariance)
     distance = frechet_distance(given, total.mean, total.covariance)
-    groups = len(samples.groups)
-    if total.count < 2 * groups:
-        return FrechetEstimate(distance, None, None, total.count, len(total.mean))
+    groups, width = len(samples.groups), len(total.mean)
+    if groups == 1:
+        return FrechetEstimate(distance, None, None, total.count, width, groups)
     without = np.array(
         [frechet_distance(given, part.mean, part.covariance) for part in samples.without_each()]
     )
     centre = float(without.mean())
     spread = (groups - 1) / groups * float(((without - centre) ** 2).sum())
     unbiased = groups * distance - (groups - 1) * centre
-    return FrechetEstimate(distance, unbiased, math.sqrt(spread), total.count, len(total.mean))
+    return FrechetEstimate(distance, unbiased, math.sqrt(spread), total.count, width, groups)

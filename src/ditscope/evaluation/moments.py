@@ -61,18 +61,15 @@ class Moments:
 
 
 class GroupedMoments:
-    """Moments of several groups that rows are dealt to in turn, for a jackknife over groups."""
+    """Moments of several groups, for a jackknife over groups."""
 
     def __init__(self, width: int, groups: int) -> None:
         self.groups = [Moments.none(width) for _ in range(groups)]
-        self.count = 0
 
-    def add(self, rows: NDArray[np.floating]) -> None:
-        """Deal rows (B, D) out: row i of all goes to group i mod the number of groups."""
-        for offset in range(min(len(rows), len(self.groups))):
-            group = (self.count + offset) % len(self.groups)
-            self.groups[group] += Moments.of(rows[offset :: len(self.groups)])
-        self.count += len(rows)
+    def add(self, rows: NDArray[np.floating], groups: NDArray[np.integer]) -> None:
+        """Add rows (B, D) to the groups (B,) that they belong to."""
+        for group in np.unique(groups):
+            self.groups[group] += Moments.of(rows[groups == group])
 
     def total(self) -> Moments:
         """Those of all rows."""

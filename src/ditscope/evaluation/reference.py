@@ -118,7 +118,7 @@ def measure(
         if report is not None:
             report("reference", done, source.count)
 
-    found = collect(source, extract, groups=1, keep=KEPT, progress=progress)
+    found = collect(source, extract, keep=KEPT, progress=progress)
     total = found.moments.total()
     facts = ReferenceFacts(
         source=source.protocol,

@@ -32,9 +32,6 @@ from ditscope.sampling.recorder import manifest_of
 Picture = NDArray[np.uint8]
 """(h, w, 3) RGB."""
 
-Batch = tuple[list[Picture], list[int] | None]
-"""Pictures, and their positions in the class names of the source."""
-
 Progress = Callable[[float], None]
 """Called with the number of pictures that are done; a picture may be done in part."""
 
@@ -46,6 +43,9 @@ REFERENCE_SEED, SCENES_SEED = 1_000_003, 1_000_004
 """Of emoji scenes that no model and no judge has learned from: as data, and as samples."""
 
 SCENES_SIZE = 64
+SHUFFLE_SEED = 0
+"""Of the order of a folder's pictures."""
+
 PICTURES_A_CLASS = 10
 """How many a model draws unless it is told."""
 
@@ -56,16 +56,32 @@ AT_A_TIME = 64
 class Source(Protocol):
     """Pictures with, or without, the names of what they should show."""
 
-    count: int
-    class_names: tuple[str, ...]  # classes that are shown; empty: the pictures have no labels
-    notes: tuple[str, ...]  # what a person should know of the pictures
+    @property
+    def count(self) -> int:
+        """How many pictures."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Classes that are shown."""
+        ...
+
+    @property
+    def labels(self) -> Sequence[int] | None:
+        """Position of every picture's class in `class_names`; None: they are not known."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of the pictures."""
+        ...
 
     @property
     def protocol(self) -> dict[str, object]:
         """Every choice that decides the pictures, as plain data."""
         ...
 
-    def batches(self, progress: Progress) -> Iterator[Batch]:
+    def batches(self, progress: Progress) -> Iterator[list[Picture]]:
         """All pictures, in order."""
         ...
 
@@ -88,6 +104,7 @@ class ScenePictures:
         self._scenes = EmojiScenes(seed=seed, size=size)
         self._shown = [find_class(name, known) for name in class_names]
         self.count, self.class_names = count, tuple(known[label] for label in self._shown)
+        self.labels = [index % len(self._shown) for index in range(count)]
 
     @property
     def protocol(self) -> dict[str, object]:
@@ -95,17 +112,20 @@ class ScenePictures:
         seed, size = self._scenes.seed, self._scenes.size
         return {"kind": "emoji scenes", "seed": seed, "first": 0, "size": size}
 
-    def batches(self, progress: Progress) -> Iterator[Batch]:
+    def batches(self, progress: Progress) -> Iterator[list[Picture]]:
         """As `Source` says."""
         for chosen in _parts(range(self.count)):
-            labels = [index % len(self._shown) for index in chosen]
-            shown = zip(chosen, labels, strict=True)
-            yield [self._scenes.scene(i, self._shown[label]).image for i, label in shown], labels
+            yield [
+                self._scenes.scene(index, self._shown[self.labels[index]]).image for index in chosen
+            ]
             progress(chosen.stop)
 
 
 class FolderPictures:
-    """Every picture of a folder once, or some spread over it; labels where it has class folders."""
+    """Every picture of a folder once, or some spread over it; labels where it has class folders.
+
+    They come shuffled, always in the same way: the first ones of them show all classes.
+    """
 
     notes = ()
 
@@ -124,15 +144,16 @@ class FolderPictures:
                 f"holds {total} pictures", file=folder, expected=f"{self.count} or more"
             )
         chosen = [index * total // self.count for index in range(self.count)]
+        np.random.default_rng(SHUFFLE_SEED).shuffle(chosen)
         self._files = [files[index] for index in chosen]
-        self._labels = None if labels is None else [labels[index] for index in chosen]
+        self.labels = None if labels is None else [labels[index] for index in chosen]
 
     @property
     def protocol(self) -> dict[str, object]:
         """As `Source` says."""
         return {"kind": "folder", "folder": str(self.folder.resolve())}
 
-    def batches(self, progress: Progress) -> Iterator[Batch]:
+    def batches(self, progress: Progress) -> Iterator[list[Picture]]:
         """As `Source` says. Raises BadDataset for a file that is no picture: none is left out."""
         for chosen in _parts(range(self.count)):
             pictures = []
@@ -141,8 +162,7 @@ class FolderPictures:
                     pictures.append(read_picture(file))
                 except UnreadablePicture as reason:
                     raise BadDataset(str(reason), file=file, fix="remove it, or mend it") from None
-            labels = self._labels and self._labels[chosen.start : chosen.stop]
-            yield pictures, labels
+            yield pictures
             progress(chosen.stop)
 
 
@@ -160,8 +180,9 @@ class RunPictures:
                 f"the run has {held} pictures", file=run.path, field="num_samples",
                 expected=f"{self.count} or more",
             )  # fmt: skip
-        labels = run.manifest.labels
-        self.class_names = tuple(dict.fromkeys(label.name for label in labels))
+        names = [label.name for label in run.manifest.labels[: self.count]]
+        self.class_names = tuple(dict.fromkeys(names))
+        self.labels = [self.class_names.index(name) for name in names]
 
     @property
     def protocol(self) -> dict[str, object]:
@@ -169,16 +190,11 @@ class RunPictures:
         place = {"kind": "run", "folder": str(self.run.path), "run_sha256": self.run.digest}
         return place | sampling_protocol(self.run.manifest)
 
-    def batches(self, progress: Progress) -> Iterator[Batch]:
+    def batches(self, progress: Progress) -> Iterator[list[Picture]]:
         """As `Source` says. Raises BadRun for a damaged picture."""
-        positions = {name: index for index, name in enumerate(self.class_names)}
-        labels = [positions[label.name] for label in self.run.manifest.labels]
         for chosen in _parts(range(self.count)):
             names = self.run.layout.image_files[chosen.start : chosen.stop]
-            yield (
-                [self.run.files.image(name) for name in names],
-                labels[chosen.start : chosen.stop],
-            )
+            yield [self.run.files.image(name) for name in names]
             progress(chosen.stop)
 
 
@@ -200,8 +216,9 @@ class DrawnPictures:
         self.count = PICTURES_A_CLASS * len(chosen) if count is None else count
         if self.count < 1:
             raise BadRequest(f"found {self.count}", field="num_samples", expected="1 or more")
-        labels = [chosen[index % len(chosen)] for index in range(self.count)]
-        self.job = make_job(pipe, labels, {"metrics": (), **(settings or {})})
+        self.labels = [index % len(chosen) for index in range(self.count)]
+        classes = [chosen[label] for label in self.labels]
+        self.job = make_job(pipe, classes, {"metrics": (), **(settings or {})})
 
     @property
     def protocol(self) -> dict[str, object]:
@@ -209,16 +226,14 @@ class DrawnPictures:
         place: dict[str, object] = {"kind": "drawn", "labels": "the classes in turn"}
         return place | sampling_protocol(manifest_of(self.job))
 
-    def batches(self, progress: Progress) -> Iterator[Batch]:
+    def batches(self, progress: Progress) -> Iterator[list[Picture]]:
         """As `Source` says. Raises NumericalError for NaN or Inf."""
         for batch in self.job.batches:
 
             def report(done: int, total: int, batch: tuple[int, ...] = batch) -> None:
                 progress(batch[0] + len(batch) * done / total)
 
-            part = self.job.part(batch)
-            labels = [index % len(self.class_names) for index in batch]
-            yield list(draw_job(part, report).images), labels
+            yield list(draw_job(self.job.part(batch), report).images)
 
 
 def sampling_protocol(manifest: RunManifest) -> dict[str, object]:
