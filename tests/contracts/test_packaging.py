@@ -12,7 +12,11 @@ import ditscope
 from tests.contracts.tree import ROOT, parsed, python_files
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-IMPORTED_AS = {"google-crc32c": "google_crc32c", "pillow": "PIL"}
+IMPORTED_AS = {
+    "google-crc32c": "google_crc32c",
+    "huggingface-hub": "huggingface_hub",
+    "pillow": "PIL",
+}
 
 
 def name_of(requirement):

@@ -72,14 +72,14 @@ def test_files_that_are_no_pictures_are_counted_and_replaced(tmp_path: Path) -> 
     assert set(colours(images)) == good
     again, _ = PictureFolder(folder, size=(8, 8), max_bad=4).batch(range(24))
     assert np.array_equal(images, again)
-    with pytest.raises(BadDataset, match=r"files that cannot be read: 4.*expected at most 3"):
+    with pytest.raises(BadDataset, match=r"pictures that cannot be read: 4.*expected at most 3"):
         PictureFolder(folder, size=(8, 8), max_bad=3).batch(range(24))
 
 
 def test_a_folder_without_one_good_picture(tmp_path: Path) -> None:
     (tmp_path / "only").mkdir()
     (tmp_path / "only" / "a.jpg").write_text("no")
-    with pytest.raises(BadDataset, match=r"cannot be read: 1, such as a\.jpg"):
+    with pytest.raises(BadDataset, match=r"cannot be read: 1, such as only/a\.jpg"):
         PictureFolder(tmp_path, size=(8, 8), max_bad=0).batch([0])
 
 

@@ -25,6 +25,7 @@ def test_the_recipe_of_the_bundled_model_means_what_it_did() -> None:
         "flip": True,
         "max_bad_pictures": 100,
         "codec": {"kind": "rgb"},
+        "records": {"split": "train", "subset": None, "image": None, "label": None, "block": 1024},
         "init": None,
         "init_digest": None,
         "seed": 0,

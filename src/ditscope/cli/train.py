@@ -21,7 +21,9 @@ def train(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(metavar="emoji|FOLDER", help="Pictures, in a folder per class; or latents."),
+        typer.Option(
+            metavar="emoji|FOLDER|hf:NAME", help="Class folders, shards, latents; or the Hub."
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option(metavar="VARIANT|TOML", help="E.g. DiT-S/4, or its fields.")

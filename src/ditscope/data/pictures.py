@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -94,13 +95,8 @@ class PictureFolder:
         with ThreadPoolExecutor(max_workers=DECODERS) as decoders:
             found = list(decoders.map(self._picture, indices))
         if len(self.bad) > self.max_bad:
-            first = [f"{file.name} ({why})" for file, why in list(self.bad.items())[:3]]
-            raise BadDataset(
-                f"files that cannot be read: {len(self.bad)}, such as {listed(first)}",
-                file=self.folder,
-                expected=f"at most {self.max_bad}",
-                fix="remove them, or allow more with max_bad_pictures",
-            )
+            named = {str(file.relative_to(self.folder)): why for file, why in self.bad.items()}
+            raise too_many_bad(named, self.max_bad, self.folder)
         labels = np.array([label for _, label in found], np.int64)
         return np.stack([image for image, _ in found]), labels
 
@@ -136,7 +132,18 @@ class PictureFolder:
             yield name, lambda file=file, label=label: (read_picture(file, self.size), label)
 
 
-def read_picture(file: Path, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+def too_many_bad(bad: Mapping[str, str], most: int, place: str | os.PathLike[str]) -> BadDataset:
+    """What to raise when more than `most` pictures cannot be read; `bad` says which, and why."""
+    first = [f"{name} ({why})" for name, why in list(bad.items())[:3]]
+    return BadDataset(
+        f"pictures that cannot be read: {len(bad)}, such as {listed(first)}",
+        file=place,
+        expected=f"at most {most}",
+        fix="remove them, or allow more with max_bad_pictures",
+    )
+
+
+def read_picture(file: Path | BytesIO, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
     """The picture in `file`, upright, cut to `size` (h, w) if that is given: (h, w, 3) uint8 RGB.
 
     The first frame of an animation; 16-bit grey is scaled to 8 bits. Raises UnreadablePicture.

@@ -38,6 +38,7 @@ class Checkpoint:
     optimizer: dict[str, Tensor]
     skipped: int = 0
     losses: tuple[float, ...] = ()  # since the last report
+    place: tuple[int, ...] = ()  # of the next picture, as its source tells it
 
 
 class _Counters(BaseModel):
@@ -49,6 +50,7 @@ class _Counters(BaseModel):
     pictures: NonNegativeInt
     skipped: NonNegativeInt = 0
     losses: tuple[float, ...] = ()
+    place: tuple[NonNegativeInt, ...] = ()
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 2) -> Path:
@@ -104,6 +106,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         optimizer=optimizer,
         skipped=counters.skipped,
         losses=counters.losses,
+        place=counters.place,
     )
 
 

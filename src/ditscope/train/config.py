@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
 from ditscope.data.codecs import RGB, Latent
+from ditscope.data.records import RecordSettings
 from ditscope.diffusion.ddpm import DDPMProcess
 from ditscope.diffusion.flow import FlowProcess
 from ditscope.model.config import DiTConfig
@@ -24,13 +25,14 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    data: str = "emoji"  # or the path of a folder: of class folders, or of latents
-    data_digest: str | None = None  # of a folder's files: it must stay as it was
+    data: str = "emoji"  # or the path of class folders, latents or shards, or hf:NAME
+    data_digest: str | None = None  # of the files, or the commit: they must stay as they were
     labels: tuple[str, ...] = ()  # class names by index; empty: those of the emoji scenes
     flip: bool = True  # mirror half of the pictures of a folder
     max_bad_pictures: NonNegativeInt = 100
     model: DiTConfig
     process: Process
+    records: RecordSettings = RecordSettings()  # of a `datasets` source
     codec: Codec = RGB()  # what the latents of the data are; pictures are their own
     init: str | None = None  # weights to begin with (see start.py)
     init_digest: str | None = None

@@ -141,6 +141,7 @@ class Training:
                 pictures=self.pictures,
                 skipped=self.skipped,
                 losses=self._losses,
+                place=self.source.place_of(self.step * self.config.batch_size),
                 model=self.model.state_dict(),
                 ema=self.ema.state_dict(),
                 optimizer=state_tensors(self.optimizers),
@@ -334,4 +335,5 @@ class Training:
         load_state_tensors(self.optimizers, checkpoint.optimizer)
         self.step, self.pictures = checkpoint.step, checkpoint.pictures
         self.skipped, self._losses = checkpoint.skipped, checkpoint.losses
+        self.source.go_to(checkpoint.place)
         return damaged

@@ -19,6 +19,13 @@ from ditscope.data.classes import STYLES
 from ditscope.data.latents import MANIFEST, LatentFolder
 from ditscope.data.listing import EMOJI
 from ditscope.data.pictures import PictureFolder
+from ditscope.data.records import (
+    HUB,
+    RecordSettings,
+    is_records,
+    open_records,
+    records_digest,
+)
 from ditscope.data.scenes import EmojiScenes
 from ditscope.diffusion.ddpm import DDPMProcess
 from ditscope.diffusion.flow import FlowProcess
@@ -82,6 +89,12 @@ def resolve(request: Request) -> tuple[TrainConfig, list[str]]:
     )
     distinct = _describe_data(tree, model, () if start is None else start.labels)
     if request.heads == "auto":
+        if distinct is None:
+            raise BadRequest(
+                "the number of pictures of this stream is not known",
+                field="heads",
+                expected="a number",
+            )
         width = validated(DiTConfig, {**model, "num_heads": 1}, field="model").hidden_size
         model["num_heads"], why = choose_heads(width, distinct)
         notes.append(why)
@@ -105,7 +118,8 @@ def _said(request: Request, start: Start | None) -> Tree:
     if request.recipe is not None:
         tree |= read_toml(request.recipe)
     if request.data is not None:
-        tree["data"] = request.data if request.data == EMOJI else str(Path(request.data).resolve())
+        is_name = request.data == EMOJI or request.data.startswith(HUB)
+        tree["data"] = request.data if is_name else str(Path(request.data).resolve())
     if request.model is not None:
         tree["model"] = _model(request.model)
     if request.objective is not None:
@@ -174,8 +188,20 @@ def _image_size(text: str) -> int | list[int]:
     return list(found) if "x" in text else found[0]
 
 
-def _describe_data(tree: Tree, model: Tree, known: tuple[str, ...]) -> int:
-    """Fill in what the data decides; how many different pictures there are.
+def _describe_records(data: str, tree: Tree, model: Tree) -> tuple[tuple[str, ...], int | None]:
+    """Class names and number of pictures of a `datasets` source; which version of it is meant."""
+    settings = validated(RecordSettings, tree.get("records", {}), field="records")
+    said, count = tree.get("labels"), model.get("num_classes")
+    names = tuple(str(name) for name in said) if isinstance(said, list | tuple) else ()
+    if not names and isinstance(count, int):
+        names = tuple(str(number) for number in range(count))
+    tree["data_digest"] = records_digest(data)
+    source = open_records(data, settings, revision=str(tree["data_digest"]), class_names=names)
+    return source.columns.class_names, source.count()
+
+
+def _describe_data(tree: Tree, model: Tree, known: tuple[str, ...]) -> int | None:
+    """Fill in what the data decides; how many different pictures there are, if that is known.
 
     Classes that are `known` keep their labels, new ones follow. Of the emoji scenes as many
     classes are shown as `num_classes` has room for.
@@ -193,6 +219,8 @@ def _describe_data(tree: Tree, model: Tree, known: tuple[str, ...]) -> int:
         channels, *grid = latents.manifest.shape
         model.setdefault("in_channels", channels)
         model.setdefault("input_size", grid)
+    elif is_records(str(data)):
+        names, distinct = _describe_records(str(data), tree, model)
     else:
         folder = PictureFolder(str(data), size=(1, 1))
         names, distinct = folder.class_names, len(folder)

@@ -11,11 +11,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ditscope.data.classes import STYLES
 from ditscope.data.latents import LatentFolder
 from ditscope.data.listing import EMOJI
 from ditscope.data.pictures import PictureFolder
+from ditscope.data.records import is_records, open_records
 from ditscope.data.scenes import EmojiScenes
+from ditscope.data.stream import PictureStream, Place
 from ditscope.errors import BadConfig, listed
 from ditscope.train.config import TrainConfig
 
@@ -28,11 +29,6 @@ class Source(Protocol):
         """What the data calls its classes."""
         ...
 
-    @property
-    def distinct(self) -> int:
-        """How many different things there are to learn from."""
-        ...
-
     def batch(
         self, indices: Sequence[int]
     ) -> tuple[NDArray[np.uint8] | NDArray[np.float32], NDArray[np.int64]]:
@@ -43,8 +39,31 @@ class Source(Protocol):
         """Files that turned out unreadable since the last call, and why."""
         ...
 
+    def place_of(self, index: int) -> tuple[int, ...]:
+        """Where to begin reading for picture `index`; empty where all are found at once."""
+        ...
 
-class EmojiSource:
+    def go_to(self, place: tuple[int, ...]) -> None:
+        """Take over what `place_of` said in another process."""
+        ...
+
+
+class _AtOnce:
+    """What sources have in common in which any picture is found at once."""
+
+    def newly_bad(self) -> list[tuple[str, str]]:
+        """None, unless a source says otherwise."""
+        return []
+
+    def place_of(self, index: int) -> tuple[int, ...]:
+        """Nowhere."""
+        return ()
+
+    def go_to(self, place: tuple[int, ...]) -> None:
+        """Nothing to do."""
+
+
+class EmojiSource(_AtOnce):
     """The bundled scenes, of as many classes as the network has labels for."""
 
     def __init__(self, config: TrainConfig) -> None:
@@ -57,7 +76,7 @@ class EmojiSource:
             )
         names = _labelled_emoji(config.labels) or emoji_classes(model.num_classes)
         self._scenes = EmojiScenes(config.seed, model.input_height, len(names))
-        self.class_names, self.distinct = names, len(names) * len(STYLES)
+        self.class_names = names
         self._labels = _positions(self.class_names, config)
 
     def batch(self, indices: Sequence[int]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -65,12 +84,8 @@ class EmojiSource:
         images, labels, _ = self._scenes.batch(indices)
         return images, self._labels[labels]
 
-    def newly_bad(self) -> list[tuple[str, str]]:
-        """Never any."""
-        return []
 
-
-class FolderSource:
+class FolderSource(_AtOnce):
     """Class folders of pictures."""
 
     def __init__(self, config: TrainConfig) -> None:
@@ -83,7 +98,7 @@ class FolderSource:
             flip=config.flip,
             max_bad=config.max_bad_pictures,
         )
-        self.class_names, self.distinct = self._folder.class_names, len(self._folder)
+        self.class_names = self._folder.class_names
         self._labels = _positions(self.class_names, config)
         self._told = 0
 
@@ -99,13 +114,13 @@ class FolderSource:
         return fresh
 
 
-class LatentSource:
+class LatentSource(_AtOnce):
     """Latents that `ditscope extract` wrote."""
 
     def __init__(self, config: TrainConfig) -> None:
         """Raises BadDataset as `LatentFolder`, BadConfig if they are not what the network takes."""
         self._latents = LatentFolder(config.data, seed=config.seed, flip=config.flip)
-        self.class_names, self.distinct = self._latents.class_names, len(self._latents)
+        self.class_names = self._latents.class_names
         model, shape = config.model, self._latents.manifest.shape
         found = (model.in_channels, model.input_height, model.input_width)
         if found != shape:
@@ -122,16 +137,57 @@ class LatentSource:
         latents, labels = self._latents.batch(indices)
         return latents, self._labels[labels]
 
+
+class StreamSource:
+    """A `datasets` source, read as a stream."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        """Raises BadDataset, ResourceError as `open_records`."""
+        self._stream = PictureStream(
+            open_records(
+                config.data,
+                config.records,
+                revision=config.data_digest,
+                class_names=config.labels,
+            ),
+            size=(config.model.input_height, config.model.input_width),
+            seed=config.seed,
+            flip=config.flip,
+            block=config.records.block,
+            max_bad=config.max_bad_pictures,
+        )
+        self.class_names = self._stream.source.columns.class_names
+        self._labels = _positions(self.class_names, config)
+        self._told = 0
+
+    def batch(self, indices: Sequence[int]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """As `Source` says."""
+        images, labels = self._stream.batch(indices)
+        return images, self._labels[labels]
+
     def newly_bad(self) -> list[tuple[str, str]]:
-        """Never any: a damaged shard ends the training."""
-        return []
+        """As `Source` says."""
+        found = list(self._stream.bad.copy().items())
+        fresh, self._told = found[self._told :], len(found)
+        return fresh
+
+    def place_of(self, index: int) -> tuple[int, ...]:
+        """The number of a block, and where that begins."""
+        block, place = self._stream.start_of(index)
+        return (block, *place)
+
+    def go_to(self, place: tuple[int, ...]) -> None:
+        """As `Source` says."""
+        if place:
+            block, *where = place
+            self._stream.starts_at(block, Place(*where))
 
 
 def data_source(config: TrainConfig) -> Source:
     """The pictures or latents of a configuration.
 
     Raises:
-        BadDataset: as `PictureFolder` or `LatentFolder`.
+        BadDataset: as `PictureFolder`, `LatentFolder` or `open_records`.
         BadConfig: the data has classes that the network has no labels for, or is of another shape
             than the network takes.
     """
@@ -143,7 +199,9 @@ def data_source(config: TrainConfig) -> Source:
             field="model.in_channels",
             expected="3 for pictures; `ditscope extract` makes latents of them",
         )
-    return EmojiSource(config) if config.data == EMOJI else FolderSource(config)
+    if config.data == EMOJI:
+        return EmojiSource(config)
+    return StreamSource(config) if is_records(config.data) else FolderSource(config)
 
 
 def label_names(config: TrainConfig) -> tuple[str, ...]:
