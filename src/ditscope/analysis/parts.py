@@ -64,15 +64,35 @@ def find_parts(
     maps = stored_maps(run, layers=layers, steps=steps, branch=branch)
     if steps is None:
         maps = stored_maps(run, layers=layers, steps=clear_steps(maps), branch=branch)
-    patches = maps.grid.count
-    if count is not None and not 1 <= count <= patches:
-        raise BadRequest(f"found {foreign(count)}", field="count", expected=f"1 to {patches} parts")
-    graph = ties(maps, checked_sample(run, sample))
+    found = parts_of(ties(maps, checked_sample(run, sample)), maps.grid, count)
+    return found.assign_attrs(
+        layers=list(maps.layers), steps=list(maps.steps), sample=sample, branch=branch
+    )
+
+
+def parts_of(graph: Array, grid: TokenGrid, count: int | None = None) -> xarray.Dataset:
+    """The parts of a graph of patches (see `ties`), and of which the object is made.
+
+    Args:
+        graph: (patch, patch), symmetric, none negative.
+        grid: the patches.
+        count: number of parts; None: found.
+
+    Returns:
+        As `find_parts`, without layers and steps.
+
+    Raises:
+        BadRequest: a count that is not 1 to the number of patches.
+    """
+    if count is not None and not 1 <= count <= grid.count:
+        raise BadRequest(
+            f"found {foreign(count)}", field="count", expected=f"1 to {grid.count} parts"
+        )
     values, vectors = leading(graph, max(count or 0, MOST_PARTS) + 1)
     part = _numbered(_cut(values, vectors, count))
-    inside = object_of(part, maps.grid)
+    inside = object_of(part, grid)
     score = graph[:, inside].sum(1) / graph.sum(1)
-    shape = (maps.grid.height, maps.grid.width)
+    shape = (grid.height, grid.width)
     return xarray.Dataset(
         {
             "part": (("y", "x"), part.reshape(shape)),
@@ -80,13 +100,7 @@ def find_parts(
             "score": (("y", "x"), score.reshape(shape)),
             "eigenvalue": ("number", values),
         },
-        attrs={
-            "cut": normalised_cut(graph, part),
-            "layers": list(maps.layers),
-            "steps": list(maps.steps),
-            "sample": sample,
-            "branch": branch,
-        },
+        attrs={"cut": normalised_cut(graph, part)},
     )
 
 

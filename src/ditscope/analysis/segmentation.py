@@ -6,7 +6,7 @@ A split of patches is judged on the pixels of the mask, so a grid of patches can
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy
 import xarray
@@ -121,40 +121,56 @@ def scored_against(
     Raises:
         BadRequest: no Q and K stored, or not one usable mask for each sample.
     """
-    count = len(run.manifest.labels)
+    layers, steps = (None if each is None else list(each) for each in (layers, steps))
+    samples = range(len(run.manifest.labels))
+    found = [find_parts(run, i, layers=layers, steps=steps, branch=branch) for i in samples]
+    pictures = [finished_picture(run, i)[0].values for i in samples]
+    return judged(found, pictures, masks).assign_attrs(branch=branch)
+
+
+def judged(
+    found: Sequence[xarray.Dataset],
+    pictures: Sequence[NDArray[numpy.uint8]],
+    masks: NDArray[numpy.floating],
+) -> xarray.Dataset:
+    """Parts that were found, and both rivals, against true masks: see `scored_against`.
+
+    Args:
+        found: what `parts.find_parts` or `parts.parts_of` returned, for each picture.
+        pictures: (height, width, channel) each.
+        masks: (sample, height, width).
+
+    Raises:
+        BadRequest: not one usable mask for each picture.
+    """
     masks = numpy.asarray(masks)
-    if masks.ndim != 3 or len(masks) != count:
+    if masks.ndim != 3 or not len(masks) == len(pictures) == len(found):
         raise BadRequest(
             f"the shape is {masks.shape}",
             field="masks",
-            expected=f"({count}, height, width): one for each sample",
+            expected=f"({len(found)}, height, width): one for each sample",
         )
-    layers, steps = (None if each is None else list(each) for each in (layers, steps))
-    found = {name: numpy.full((count, len(FINDERS)), numpy.nan) for name in MEASURES}
-    numbers = []
-    for i in range(count):
-        parts = find_parts(run, i, layers=layers, steps=steps, branch=branch)
-        numbers.append(int(parts["part"].max()) + 1)
+    values = {name: numpy.full((len(found), len(FINDERS)), numpy.nan) for name in MEASURES}
+    whole = masks.sum(0, dtype=float)
+    for i, (parts, picture) in enumerate(zip(found, pictures, strict=True)):
         inside, score = parts["object"].values, parts["score"].values
-        colour = object_mask(
-            finished_picture(run, i)[0], TokenGrid(height=len(inside), width=inside.shape[1])
-        )
+        shown = xarray.DataArray(picture, dims=("y", "x", "channel"))
+        colour = object_mask(shown, TokenGrid(height=len(inside), width=inside.shape[1]))
         rivals = [(inside, score), (colour, colour.astype(float))]
-        if count > 1:
-            usual = _by_patch(numpy.delete(masks, i, 0).mean(0), inside.shape)
+        if len(found) > 1:
+            usual = _by_patch((whole - masks[i]) / (len(found) - 1), inside.shape)
             rivals.append((usual >= COVERED, usual))
-        for m, rival in enumerate(rivals):
+        for r, rival in enumerate(rivals):
             for name, value in scores(*rival, masks[i]).items():
-                found[name][i, m] = value
+                values[name][i, r] = value
+    numbers = [int(parts["part"].max()) + 1 for parts in found]
     return xarray.Dataset(
-        {name: (("sample", "finder"), values) for name, values in found.items()},
+        {name: (("sample", "finder"), each) for name, each in values.items()},
         coords={
-            "sample": range(count),
+            "sample": range(len(found)),
             "finder": list(FINDERS),
             "parts": ("sample", numbers),
-            "label": ("sample", [record.name for record in run.manifest.labels]),
         },
-        attrs={"branch": branch},
     )
 
 
@@ -166,6 +182,8 @@ def summary(found: xarray.Dataset) -> xarray.Dataset:
     """
     values = found[list(MEASURES)].to_dataarray("measure")
     result = interval(values)
+    for end in ("low", "high"):  # all are shares
+        result[end] = result[end].clip(0, 1)
     apart = values.sel(finder="attention") - values
     p = sign_flip_p(
         apart.transpose("sample", "measure", "finder").values.reshape(len(apart.sample), -1)

@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -65,6 +66,9 @@ def eval_(
     dtype: Annotated[
         str | None, typer.Option(help="Of a model. [default: the fastest here]")
     ] = None,
+    segmentation: Annotated[
+        bool, typer.Option("--segmentation", help="Only: objects from attention, against masks.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="JSON file. [default: a new one under evaluations/]")
     ] = None,
@@ -72,8 +76,13 @@ def eval_(
 ) -> None:
     """Measure pictures against data: class accuracy, Frechet distance, precision and recall.
 
-    The numbers are written to a JSON file beside every choice they depend on.
+    With --segmentation: how well a model's attention tells objects from background, on scenes with
+    true masks. The numbers are written to a JSON file beside every choice they depend on.
     """
+    if segmentation:
+        _refuse_drawing(steps, sampler, cfg_scale, seed, batch_size, class_, save_reference)
+        _segmentation(samples, num_samples, device, dtype, out, json)
+        return
     from ditscope.evaluation.evaluate import evaluate
     from ditscope.evaluation.extractors import extractor
     from ditscope.evaluation.reference import check_statistics_file, reference_of
@@ -119,6 +128,35 @@ def eval_(
         print_json({"file": str(file), **found.to_dict()})
         return
     show(found)
+    results().print(f"file       {file}")
+
+
+def _refuse_drawing(*options: object) -> None:
+    """BadRequest if an option is given that --segmentation has no use for."""
+    if any(each is not None and each != [] for each in options):
+        raise BadRequest(
+            "nothing is drawn for it",
+            field="segmentation",
+            expected="with it only --num-samples, --device, --dtype, --out and --json",
+        )
+
+
+def _segmentation(
+    model: str, scenes: int | None, device: str, dtype: str | None, out: Path | None, json: bool
+) -> None:
+    """Objects from attention against true masks: printed, and written to a file."""
+    from ditscope.cli.segmentation import measured, show_segmentation
+    from ditscope.pipeline import checked_dtype, load
+
+    with evaluation_file(out, f"{model}-segmentation") as file:
+        pipe = load(model, device=device, dtype=checked_dtype(dtype))
+        with bars() as report:
+            tree = measured(pipe, scenes, report)
+        file.write_text(dumps(tree, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    if json:
+        print_json({"file": str(file), **tree})
+        return
+    show_segmentation(tree)
     results().print(f"file       {file}")
 
 
