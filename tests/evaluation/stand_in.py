@@ -32,6 +32,13 @@ class LikeInception(nn.Module):
         return features if return_features else features.softmax(dim=1)
 
 
+class Failing:
+    """Cannot be made."""
+
+    def __init__(self) -> None:
+        raise OSError("no weights here")
+
+
 NOT_A_NETWORK = 7
 
 

@@ -91,6 +91,7 @@ def test_a_model_is_drawn_from_and_its_protocol_says_how(tmp_path: Path) -> None
     assert stages[0] == ("reference", 6, 6) and stages[-1] == ("samples", 6, 6)
     assert [done for stage, done, _ in stages if stage == "samples"][:2] == [2, 4]
     assert any("the reference shows 1 classes, the samples 5" in note for note in found.notes)
+    assert any("a class has 1 samples, so that 3 neighbours" in note for note in found.notes)
     run = ds.sample(pipe, [*NAMES, "ant"], record=tmp_path / "run", steps=2, sampler="heun", seed=5)
     again = ds.evaluate(run, features=COLOURS, reference=tmp_path / "data")
     assert again.samples["sha256"] == found.samples["sha256"]
@@ -111,6 +112,19 @@ def test_what_cannot_be_measured_is_none_and_said(tmp_path: Path) -> None:
     assert few.frechet is not None and few.frechet.unbiased is None
     assert any("5 samples for 6 features" in note for note in few.notes)
     assert any("have no classes" in note for note in few.notes)
+
+
+def test_features_of_another_width_are_known_at_the_first_batch(tmp_path: Path) -> None:
+    """Not after hours of drawing."""
+    pipe = ds.load(write_pipeline(tmp_path / "pipeline", "flow"), dtype="float32")
+    np.savez(tmp_path / "other.npz", mu=np.zeros(3), sigma=np.eye(3))
+    done: list[float] = []
+    with pytest.raises(BadRequest, match="6 features where the reference has 3"):
+        ds.evaluate(
+            pipe, features=COLOURS, reference=tmp_path / "other.npz", num_samples=30, steps=1,
+            report=lambda _, pictures, total: done.append(pictures),
+        )  # fmt: skip
+    assert max(done) == 8
 
 
 def test_data_against_itself_is_as_good_as_can_be(evaluated) -> None:

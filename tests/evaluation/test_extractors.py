@@ -142,8 +142,10 @@ def test_the_bundled_classifier_names_its_classes() -> None:
         ("none.onnx", "unit", None, BadCheckpoint, r"none\.onnx: cannot be read"),
         ("none.pt", "bytes", None, BadRequest, "found bytes; expected uint8, unit, signed"),
         ("none.pt", "unit", 0, BadRequest, "found 0; expected 1 to 4096"),
-        ("no.such.module:x", None, None, BadRequest, "cannot be imported: No module named"),
+        ("no.such.module:x", None, None, BadRequest, "fails: ModuleNotFoundError: No module named"),
         ("none.py:x", None, None, BadRequest, r"none\.py: features: no such file"),
+        ("sys:exit", None, None, BadRequest, "sys has no source file"),
+        (f"{HERE}:Failing", None, None, BadRequest, "fails: OSError: no weights here"),
         (f"{HERE}:nothing", None, None, BadRequest, "has no 'nothing'"),
         (f"{HERE}:NOT_A_NETWORK", None, None, BadRequest, "cannot be called"),
         (f"{HERE}:silent", None, None, BadRequest, "does not say which pixels it takes"),
@@ -152,6 +154,12 @@ def test_the_bundled_classifier_names_its_classes() -> None:
 def test_what_cannot_be_an_extractor(name, pixels, size, error, message) -> None:
     with pytest.raises(error, match=message):
         extractor(name, pixels=pixels, size=size)
+
+
+def test_a_file_of_broken_python_is_the_user_s(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def f(:")
+    with pytest.raises(BadRequest, match=r"mine\.py:f fails: SyntaxError"):
+        extractor(f"{tmp_path / 'mine.py'}:f")
 
 
 def test_a_file_that_is_no_torchscript(tmp_path: Path) -> None:

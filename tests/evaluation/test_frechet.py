@@ -6,7 +6,6 @@ import mpmath
 import numpy as np
 import pytest
 
-from ditscope.errors import BadRequest
 from ditscope.evaluation.frechet import T_95, Gaussian, estimate, frechet_distance
 from ditscope.evaluation.groups import grouped
 from ditscope.evaluation.moments import GroupedMoments
@@ -128,9 +127,3 @@ def test_one_group_has_a_distance_but_no_error() -> None:
     found = estimate(np.zeros(2), np.eye(2), in_groups(rows, np.zeros(19, int)))
     assert (found.unbiased, found.standard_error, found.interval) == (None, None, None)
     assert found.samples == 19
-
-
-def test_features_of_another_width_are_refused() -> None:
-    samples = in_groups(np.ones((4, 2)), np.zeros(4, int))
-    with pytest.raises(BadRequest, match="2 features where the reference has 3"):
-        estimate(np.zeros(3), np.eye(3), samples)

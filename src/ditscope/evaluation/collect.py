@@ -32,10 +32,18 @@ class Collected:
     unknown: tuple[str, ...]  # classes that pictures were drawn for and the network cannot name
 
 
-def collect(source: Source, extract: Extractor, *, keep: int, progress: Progress) -> Collected:
+def collect(
+    source: Source,
+    extract: Extractor,
+    *,
+    keep: int,
+    progress: Progress,
+    width: int | None = None,
+) -> Collected:
     """Put all pictures of `source` through `extract`; keep the features of the first `keep`.
 
-    Raises what the source and the extractor raise.
+    Raises BadRequest at the first batch if its features are not `width`, and what the source and
+    the extractor raise.
     """
     naming = Naming(source.class_names, extract.protocol.class_names)
     group_of, groups = grouped(source.count, source.labels)
@@ -48,6 +56,11 @@ def collect(source: Source, extract: Extractor, *, keep: int, progress: Progress
             digest.update(repr(picture.shape).encode() + np.ascontiguousarray(picture).tobytes())
         features, scores = extract(pictures)
         if moments is None:
+            if width not in (None, features.shape[1]):
+                raise BadRequest(
+                    f"{features.shape[1]} features where the reference has {width}",
+                    field="reference",
+                )
             moments = GroupedMoments(features.shape[1], groups)
         if count < keep:
             kept.append(features[: keep - count])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -109,11 +110,13 @@ def evaluate(
         if report is not None:
             report("samples", done, source.count)
 
-    found = collect(source, extract, keep=KEPT, progress=progress)
+    found = collect(source, extract, keep=KEPT, progress=progress, width=len(given.mean))
     notes = [*source.notes, *_shown_otherwise(given, source)]
     frechet = _frechet(given, found, notes)
     accuracy = _accuracy(found, notes)
     shares = _shares(given, found, neighbours, notes)
+    if shares is not None and source.labels is not None:
+        notes += _reaching(source.labels, neighbours)
     protocol = extract.protocol.model_copy(update={"features": found.features.shape[1]})
     return Evaluation(
         samples={**source.protocol, "count": found.count, "sha256": found.sha256},
@@ -176,6 +179,16 @@ def _shares(
         f"pictures of the reference and {len(samples)} samples"
     )
     return None
+
+
+def _reaching(labels: Sequence[int], neighbours: int) -> list[str]:
+    fewest = min(Counter(labels).values())
+    if fewest > neighbours:
+        return []
+    return [
+        f"precision and recall say little: a class has {fewest} samples, so that {neighbours} "
+        "neighbours reach into other classes"
+    ]
 
 
 def accuracy_facts(found: Accuracy) -> dict[str, object]:

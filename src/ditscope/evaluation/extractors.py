@@ -95,6 +95,8 @@ class Extractor:
             x = x.float() / 255 if self.protocol.pixels == "unit" else x.float() / 127.5 - 1
         try:
             output = self.network(x)
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, TypeError, ValueError) as reason:
             raise BadRequest(
                 f"fails on pictures {tuple(x.shape)} {x.dtype}: {foreign(reason)}",
@@ -247,7 +249,7 @@ def _python(
         raise BadRequest(
             f"{foreign(place)} has no {foreign(attribute)!r}", field="features"
         ) from None
-    network = found() if inspect.isclass(found) else found
+    network = _run(found, name) if inspect.isclass(found) else found
     if not callable(network):
         raise BadRequest(f"{foreign(name)} cannot be called", field="features")
     takes = pixels or getattr(network, "pixels", None)
@@ -273,24 +275,32 @@ def _python(
 
 
 def _imported(place: str, name: str) -> tuple[Path, Any]:
-    """The source file and the module at `place`; what the module raises is the user's to see."""
+    """The source file and the module at `place`."""
     if place.endswith(".py"):
         file = Path(place)
         spec = importlib.util.spec_from_file_location(file.stem, file)
         if not file.is_file() or spec is None or spec.loader is None:
             raise BadRequest("no such file", file=file, field="features")
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        loader = spec.loader
+        _run(lambda: loader.exec_module(module), name)
         return file, module
-    try:
-        module = importlib.import_module(place)
-    except (ModuleNotFoundError, ValueError) as reason:
-        raise BadRequest(
-            f"{foreign(name)} cannot be imported: {foreign(reason)}",
-            field="features",
-            fix="the module must be on PYTHONPATH; `file.py:name` names a file",
-        ) from None
+    module = _run(lambda: importlib.import_module(place), name)
+    if getattr(module, "__file__", None) is None:
+        raise BadRequest(f"{foreign(place)} has no source file", field="features")
     return Path(str(module.__file__)), module
+
+
+def _run(code: Callable[[], Any], name: str) -> Any:
+    """What the user's code returns; what it raises is an error of the user's, not of ours."""
+    try:
+        return code()
+    except Exception as reason:
+        raise BadRequest(
+            f"{foreign(name)} fails: {type(reason).__name__}: {foreign(reason)}",
+            field="features",
+            fix="a module must be on PYTHONPATH; `file.py:name` names a file",
+        ) from reason
 
 
 def _protocol(

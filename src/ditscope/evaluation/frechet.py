@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ditscope.errors import BadRequest
 from ditscope.evaluation.moments import GroupedMoments, Vector
 
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -78,15 +77,9 @@ class FrechetEstimate:
 def estimate(mean: Vector, covariance: Vector, samples: GroupedMoments) -> FrechetEstimate:
     """The distance of `samples` from data of this mean (D,) and covariance (D, D), with its error.
 
-    With one group there is no error: None. Raises BadRequest for fewer than two samples or another
-    number of features.
+    With one group there is no error: None. Raises BadRequest for fewer than two samples.
     """
     total = samples.total()
-    if total.mean.shape != mean.shape:
-        raise BadRequest(
-            f"{len(total.mean)} features where the reference has {len(mean)}",
-            field="reference",
-        )
     given = Gaussian.of(mean, covariance)
     distance = frechet_distance(given, total.mean, total.covariance)
     groups, width = len(samples.groups), len(total.mean)
