@@ -112,7 +112,7 @@ def test_a_killed_rank_is_reported_and_the_same_command_draws_the_rest(
     assert err == (
         "error: process 0 was ended by SIGKILL while it drew samples 4 to 5; of its share samples "
         f"4 to 5 are not drawn; finished ones are in {parts}\n"
-        "  what is finished stays; the same command, with that --out, draws the rest\n"
+        "  what is finished stays; the same command, with that --out, does the rest\n"
     )
     first = open_run(parts / "00000")
     assert first.complete

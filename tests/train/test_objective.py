@@ -103,9 +103,9 @@ def gradients(folder: Path, **changes: object) -> tuple[float, torch.Tensor]:
             for parameter in training.model.parameters():
                 if parameter.requires_grad:
                     parameter.normal_(std=0.05)
-        training.worker.follow(training.model)
-        noisy = training.objective.draw(torch.randn(8, 3, 16, 16), torch.arange(8))
-        loss = training._gradients(noisy)
+        training.learner.worker.follow()
+        noisy = training.learner.objective.draw(torch.randn(8, 3, 16, 16), torch.arange(8))
+        loss = training.learner.gradients(noisy)
         found = [p.grad for p in training.model.parameters() if p.grad is not None]
         return loss.item(), torch.cat([grad.flatten() for grad in found])
 

@@ -21,6 +21,7 @@ from ditscope.train import checkpoint as checkpoint_module
 from ditscope.train.batches import Batch, batch
 from ditscope.train.checkpoint import checkpoints, load_checkpoint, newest_checkpoint
 from ditscope.train.config import TrainConfig
+from ditscope.train.journal import Progress
 from ditscope.train.loop import Training
 from ditscope.train.sources import Source
 from tests.train.tiny import config, run, same
@@ -186,6 +187,19 @@ def test_a_save_before_a_damaged_checkpoint_is_kept(tmp_path: Path) -> None:
     assert [path.name for path in checkpoints(tmp_path / "u")] == ["ckpt-0000000"]
 
 
+def test_a_signal_is_obeyed_though_a_callback_fails(tmp_path: Path) -> None:
+    def tell(text: str) -> None:
+        raise ValueError(text)
+
+    def report(line: Progress) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    with Training(config(), tmp_path / "t") as training, pytest.raises(KeyboardInterrupt):
+        training.run(report, tell)
+    found, _ = newest_checkpoint(tmp_path / "t")
+    assert found is not None and found.step == 4
+
+
 def fill_the_disk(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
     """The next so many optimiser states cannot be written."""
     left = [times]
@@ -231,8 +245,8 @@ def test_a_disk_that_stays_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def poisoned(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
     """One pixel of one picture of these steps is NaN."""
 
-    def bad(settings: TrainConfig, source: Source, step: int) -> Batch:
-        made = batch(settings, source, step)
+    def bad(settings: TrainConfig, source: Source, step: int, rows: range) -> Batch:
+        made = batch(settings, source, step, rows)
         if step in steps:
             made.x0[3, 0, 0, 0] = float("nan")
         return made

@@ -47,10 +47,10 @@ def test_it_learns_and_resumes_exactly(tmp_path: Path, monkeypatch: pytest.Monke
     assert lines[-1].loss < 0.7 * lines[0].loss
     assert [line.step for line in lines] == list(range(20, STEPS + 1, 20))
 
-    def cut(config: TrainConfig, source: Source, step: int) -> Batch:
+    def cut(config: TrainConfig, source: Source, step: int, rows: range) -> Batch:
         if step == 130:
             raise PowerCut
-        return batch(config, source, step)
+        return batch(config, source, step, rows)
 
     with monkeypatch.context() as patched, pytest.raises(PowerCut):
         patched.setattr("ditscope.train.batches.batch", cut)

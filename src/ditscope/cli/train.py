@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ditscope.cli.console import messages, print_json, progress, results
-from ditscope.errors import BadRequest
+from ditscope.errors import BadRequest, DitscopeError
 
 if TYPE_CHECKING:
+    from ditscope.distributed.group import Group
+    from ditscope.train.config import TrainConfig
     from ditscope.train.loop import Progress
+
+SECONDS_TO_SAVE = 600
+"""How long processes that were asked to end may take for the step under way and a checkpoint."""
 
 
 def train(
@@ -56,6 +61,13 @@ def train(
     learning_rate: Annotated[float | None, typer.Option(help="AdamW's.")] = None,
     precision: Annotated[str | None, typer.Option(help="bf16 or fp32.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of pictures, noise and first weights.")] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, max=64, help="Processes that share each batch. [default: 1]"),
+    ] = None,
+    shard: Annotated[
+        bool, typer.Option("--shard", help="Spread weights over the processes (FSDP2).")
+    ] = False,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Any setting, e.g. model.depth=6."),
@@ -66,10 +78,13 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --export.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the last report as JSON.")] = False,
 ) -> None:
-    """Train a model, or go on where its newest whole checkpoint stands."""
+    """Train a model, or go on where its newest whole checkpoint stands.
+
+    With --processes, or under torchrun, every process computes its rows of each batch. Their number
+    may be another when the training goes on.
+    """
+    from ditscope.distributed.group import is_started
     from ditscope.train.export import check_export
-    from ditscope.train.export import export as write_pipeline
-    from ditscope.train.loop import Training
     from ditscope.train.request import Request, resolve
 
     if not out.name:
@@ -99,10 +114,31 @@ def train(
     config, notes = resolve(request)
     if export is not None:
         check_export(config, out, export, overwrite)
-    for note in notes:
-        messages().print(note)
+    if is_started():
+        done = _as_one_of_many(config, out, notes, shard, processes)
+    elif processes is not None and processes > 1:
+        done = _with_others(config, out, notes, shard, processes)
+    else:
+        done = train_share(None, config, out, notes, shard)
+    if done is not None:
+        _finish(done, out, export, overwrite=overwrite, as_json=json)
+
+
+def train_share(
+    group: Group | None, config: TrainConfig, out: Path, notes: list[str], shard: bool
+) -> dict[str, object]:
+    """What each process does; its last report, and how far the training is."""
+    from ditscope.train.loop import Training
+
+    first = group is None or group.rank == 0
+    if first:
+        for note in notes:
+            messages().print(note)
     last: list[Progress] = []
-    with Training(config, out) as training:
+    with Training(config, out, group, sharded=shard) as training:
+        if not first:
+            training.run(lambda line: None, lambda text: None)
+            return {}
         for problem in training.damaged:
             messages().print(f"warning: skipped {problem}")
         if training.step:
@@ -115,12 +151,58 @@ def train(
                 bar.update(task, completed=line.step, description=described(line))
 
             training.run(report, tell=lambda text: messages().print(f"warning: {text}"))
+    ended = {"step": training.step, "pictures": training.pictures}
+    return {**(last[0].__dict__ if last else {}), **ended}
+
+
+def _with_others(
+    config: TrainConfig, out: Path, notes: list[str], shard: bool, processes: int
+) -> dict[str, object]:
+    """Start the processes, and wait for them."""
+    from ditscope.distributed.launch import launch
+    from ditscope.train.batches import rows_of
+
+    rows_of(config, 0, processes)  # fails before there are any
+    return launch(
+        train_share,
+        (config, out, notes, shard),
+        processes=processes,
+        seconds_to_clean_up=SECONDS_TO_SAVE,
+    )
+
+
+def _as_one_of_many(
+    config: TrainConfig, out: Path, notes: list[str], shard: bool, asked: int | None
+) -> dict[str, object] | None:
+    """The share of a process that torchrun started; only the first has something to tell."""
+    from ditscope.distributed.group import joined
+    from ditscope.distributed.launch import report_error
+
+    with joined() as group:
+        if asked not in (None, group.size):
+            raise BadRequest(
+                f"found {asked}", field="processes", expected=f"{group.size}, as torchrun started"
+            )
+        try:
+            done = train_share(group, config, out, notes, shard)
+        except DitscopeError as error:
+            report_error(error)
+            raise
+        return done if group.rank == 0 else None
+
+
+def _finish(
+    done: dict[str, object], out: Path, export: Path | None, *, overwrite: bool, as_json: bool
+) -> None:
+    """Write the pipeline, and say what there is."""
+    from ditscope.train.export import export as write_pipeline
+
     if export is not None:
         write_pipeline(out, export, overwrite=overwrite)
-    if json:
-        print_json(last[0].__dict__ if last else {"step": training.step})
+    if as_json:
+        print_json(done)
         return
-    results().print(f"training  {out}  (step {training.step}, {training.pictures:,} pictures)")
+    results().print(f"training  {out}  (step {done['step']}, {done['pictures']:,} pictures)")
     if export is not None:
         results().print(f"pipeline  {export}\nnext      ditscope sample --model {export}")
 

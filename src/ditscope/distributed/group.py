@@ -1,7 +1,7 @@
-"""The processes that draw one run: their ranks, and the few words between them.
+"""The processes of one piece of work: their ranks, and the few words between them.
 
-Samples do not depend on one another, so no tensor is ever exchanged: gloo carries the words, on a
-GPU too.
+Samples do not depend on one another, so processes that draw exchange no tensor: gloo carries the
+words, on a GPU too. Processes that train also sum their gradients.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed as dist
+from torch import Tensor
 
 from ditscope.errors import ResourceError
 
 Words = TypeVar("Words")
 
-LONGEST_SAMPLING = timedelta(days=365)
+LONGEST_WAIT = timedelta(days=365)
 """Ranks wait for one another as long as it takes; a dead one is told by its closed connection."""
 
 POLL_SECONDS = 0.05
@@ -29,7 +30,7 @@ SECONDS_TO_BE_ENDED = 20
 """How long a rank that lost another waits for the launcher to end it: the first failure is the one
 to be reported, and this is not it."""
 
-REST = "what is finished stays; the same command, with that --out, draws the rest"
+REST = "what is finished stays; the same command, with that --out, does the rest"
 
 STARTED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What a launcher (torchrun, or ours) says to each process in its environment."""
@@ -37,7 +38,7 @@ STARTED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 @dataclass(frozen=True)
 class Group:
-    """One process as it sees the others."""
+    """One process as it sees the others. Every rank calls the same methods, in one order."""
 
     rank: int
     size: int
@@ -45,36 +46,35 @@ class Group:
     notes: Path | None = None  # folder where each rank says what it is doing
 
     def from_first(self, words: Words) -> Words:
-        """What rank 0 calls this with, on every rank. Raises ResourceError if a rank is gone."""
+        """What rank 0 calls this with, on every rank."""
         box: list[Any] = [words]
-        with self._others():
-            dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def from_all(self, words: Words) -> list[Words]:
+        """What each rank calls this with, by rank."""
+        boxes: list[Any] = [None] * self.size
+        dist.all_gather_object(boxes, words)
+        return boxes
+
+    def sum(self, numbers: Tensor) -> Tensor:
+        """The sum over all ranks, the same bits on each."""
+        total = numbers.clone()
+        dist.all_reduce(total)
+        return total
+
     def wait_for_all(self) -> None:
-        """Return when every rank has called this. Raises ResourceError if one is gone."""
-        with self._others():
-            work = dist.barrier(async_op=True)
-            assert work is not None  # every rank is a member
-            while not work.is_completed():
-                time.sleep(POLL_SECONDS)  # in Python, so that a signal is heard
-            work.wait()
+        """Return when every rank has called this."""
+        work = dist.barrier(async_op=True)
+        assert work is not None  # every rank is a member
+        while not work.is_completed():
+            time.sleep(POLL_SECONDS)  # in Python, so that a signal is heard
+        work.wait()
 
     def note(self, doing: str) -> None:
         """Leave word of what this rank is doing, to be read if it is killed."""
         if self.notes is not None:
             (self.notes / str(self.rank)).write_text(doing, encoding="utf-8")
-
-    @contextlib.contextmanager
-    def _others(self) -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError:
-            time.sleep(SECONDS_TO_BE_ENDED)
-            raise ResourceError(
-                "another process of this run has ended before its time",
-                fix=REST,
-            ) from None
 
 
 def is_started() -> bool:
@@ -84,10 +84,25 @@ def is_started() -> bool:
 
 @contextlib.contextmanager
 def joined(notes: Path | None = None) -> Iterator[Group]:
-    """The group that a launcher has started this process in."""
+    """The group that a launcher has started this process in.
+
+    Raises ResourceError, when the block has been left, if another rank is gone.
+    """
     rank, size, local_rank = (int(os.environ[name]) for name in STARTED[:3])
-    dist.init_process_group("gloo", rank=rank, world_size=size, timeout=LONGEST_SAMPLING)
+    dist.init_process_group("gloo", rank=rank, world_size=size, timeout=LONGEST_WAIT)
     try:
         yield Group(rank, size, local_rank, notes)
+    except RuntimeError as error:
+        if not _is_of_the_connection(error):
+            raise
+        time.sleep(SECONDS_TO_BE_ENDED)
+        raise ResourceError(
+            "another process of this run has ended before its time", fix=REST
+        ) from None
     finally:
         dist.destroy_process_group()
+
+
+def _is_of_the_connection(error: RuntimeError) -> bool:
+    """Whether a rank could not be heard. gloo has no exception of its own."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)

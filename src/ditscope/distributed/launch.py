@@ -46,11 +46,18 @@ STOPPING = [getattr(signal, name) for name in LaunchConfig.signals_to_handle.spl
 """Signals that the launcher hands on to the processes it has started."""
 
 
-def launch(work: Callable[..., Any], arguments: tuple[object, ...], *, processes: int) -> Any:
+def launch(
+    work: Callable[..., Any],
+    arguments: tuple[object, ...],
+    *,
+    processes: int,
+    seconds_to_clean_up: int = SECONDS_TO_CLEAN_UP,
+) -> Any:
     """What `work(group, *arguments)` returns on rank 0 of `processes` processes of this machine.
 
     `work` is a function of a module, and the arguments can be pickled. Call it from the main
-    thread: a signal that ends this process ends the others first.
+    thread: a signal that ends this process ends the others first, and kills those that have not
+    ended in time.
 
     Raises:
         DitscopeError: what one of the processes raised.
@@ -69,7 +76,7 @@ def launch(work: Callable[..., Any], arguments: tuple[object, ...], *, processes
             local_addr="localhost",
             max_restarts=0,  # the same command draws the rest; a rank that dies twice is no chance
             start_method="spawn",
-            shutdown_timeout=SECONDS_TO_CLEAN_UP,
+            shutdown_timeout=seconds_to_clean_up,
             logs_specs=DefaultLogsSpecs(log_dir=str(Path(folder) / "logs")),
         )
         try:
@@ -135,7 +142,7 @@ def _reason(rank: int, failure: ProcessFailure, notes: Path) -> DitscopeError:
     ended_by = -failure.exitcode if failure.exitcode < 0 else failure.exitcode - SIGNALLED
     if ended_by > 0:
         note = notes / str(rank)
-        doing = note.read_text(encoding="utf-8") if note.exists() else "before it drew anything"
+        doing = note.read_text(encoding="utf-8") if note.exists() else "before it did anything"
         return ResourceError(
             f"process {rank} was ended by {signal.Signals(ended_by).name} {foreign(doing, 1000)}",
             fix=REST,

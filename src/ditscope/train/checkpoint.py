@@ -60,7 +60,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 2) -> P
 
     Raises ResourceError if it cannot be written; the older ones are untouched then.
     """
-    target = folder / f"ckpt-{checkpoint.step:07d}"
+    target = checkpoint_place(folder, checkpoint.step)
     with new_folder(target, replaceable=_names()) as beside:
         for part in PARTS:
             save_weights(beside / f"{part}.safetensors", getattr(checkpoint, part))
@@ -73,6 +73,11 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 2) -> P
     for stale in (*found[: max(0, place - keep)], *found[place:]):
         shutil.rmtree(stale, ignore_errors=True)
     return target
+
+
+def checkpoint_place(folder: Path, step: int) -> Path:
+    """The folder of the checkpoint of a step."""
+    return folder / f"ckpt-{step:07d}"
 
 
 def checkpoints(folder: Path) -> list[Path]:

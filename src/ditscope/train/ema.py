@@ -17,6 +17,6 @@ def update_ema(
     if ramp:
         decay = min(decay, (1 + step) / (RAMP + step))
     both = zip(slow.parameters(), fast.parameters(), strict=True)
-    pairs = [(ours, theirs) for ours, theirs in both if theirs.requires_grad]
-    for ours, theirs in pairs:
-        ours.lerp_(theirs, 1 - decay)
+    for ours, theirs in both:
+        if theirs.requires_grad:
+            ours.lerp_(theirs, 1 - decay)

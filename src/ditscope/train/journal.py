@@ -37,19 +37,24 @@ class Journal:
     in the checkpoints.
     """
 
-    def __init__(self, path: Path, step: int, losses: tuple[float, ...]) -> None:
+    def __init__(self, path: Path | None, step: int, losses: tuple[float, ...]) -> None:
         """Go on at `step` with the losses since the last report; later lines are dropped.
+
+        Without a path nothing is written: one of several processes keeps the log.
 
         Raises ResourceError if the file cannot be written.
         """
         self.losses = list(losses)
         self._pictures, self._since = 0, time.perf_counter()
-        _cut(path, step)
-        self._log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._log: int | None = None
+        if path is not None:
+            _cut(path, step)
+            self._log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def close(self) -> None:
         """Write no more."""
-        os.close(self._log)
+        if self._log is not None:
+            os.close(self._log)
 
     def add(self, loss: float, pictures: int) -> None:
         """A step was taken."""
@@ -85,6 +90,8 @@ class Journal:
         self._write({"step": step, "event": event, **facts})
 
     def _write(self, line: dict[str, object]) -> None:
+        if self._log is None:
+            return
         data = (json.dumps(line, allow_nan=False) + "\n").encode()
         try:
             os.write(self._log, data)

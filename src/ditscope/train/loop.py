@@ -1,7 +1,7 @@
 """The training loop: resumable at every step, bit for bit on one kind of machine.
 
-All randomness of step n comes from `sample_seed(seed, n)` and the pictures of step n are a function
-of (seed, n), so nothing but weights, optimiser state and a few counters needs to be saved.
+All randomness of step n, and its pictures, are a function of (seed, n), so nothing but weights,
+optimiser state and a few counters needs to be saved. Of several processes the first alone writes.
 """
 
 from __future__ import annotations
@@ -9,37 +9,35 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import torch
-from torch import Tensor, nn
 
 from ditscope.core.atomic import new_file
-from ditscope.diffusion.noise import sample_seed
-from ditscope.errors import BadCheckpoint, NumericalError, ResourceError
+from ditscope.errors import BadCheckpoint, DitscopeError, NumericalError, ResourceError
 from ditscope.model.dit import DiT
-from ditscope.train.attention import FastBackward
-from ditscope.train.batches import Batch, batches
-from ditscope.train.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
-from ditscope.train.coarse import coarse_model, refine
+from ditscope.train.batches import Batch, batches, rows_of
+from ditscope.train.checkpoint import (
+    Checkpoint,
+    checkpoint_place,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
 from ditscope.train.config import TrainConfig
-from ditscope.train.ema import update_ema
 from ditscope.train.folder import TrainingFolder
 from ditscope.train.health import attention_health
 from ditscope.train.journal import Journal, Progress
-from ditscope.train.nonfinite import NonFinite, explain
-from ditscope.train.objective import NoisyBatch, Objective
-from ditscope.train.optimizer import load_state_tensors, optimizers, set_rate, state_tensors
+from ditscope.train.learner import Learner
+from ditscope.train.nonfinite import NonFinite
+from ditscope.train.peers import Alone, Peers
 from ditscope.train.preview import preview, write_preview
 from ditscope.train.sources import data_source
-from ditscope.train.start import begin
-from ditscope.train.stopping import StopRequest
-from ditscope.train.worker import Worker
+from ditscope.train.stopping import SIGNALS, StopRequest
 
 FAILURE, PREVIEWS = "failure.json", "previews"
 HEALTH_ROWS = 8
@@ -54,35 +52,52 @@ def _warn(text: str) -> None:
 
 
 class Training:
-    """Networks, optimisers and the step they are at. `run` goes on until `config.steps`.
+    """A learner, its folder and the step it is at. `run` goes on until `config.steps`.
 
     Its folder belongs to it until `close`, or until the end of a `with` block.
     """
 
-    def __init__(self, config: TrainConfig, folder: Path) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: Path,
+        peers: Peers | None = None,
+        *,
+        sharded: bool = False,
+    ) -> None:
         """Start in `folder`, or go on where its newest whole checkpoint stands.
 
         `damaged` tells which newer checkpoints were skipped, and why.
 
+        Args:
+            config: What to train; the same in every process.
+            folder: Where; on a disk that all processes see.
+            peers: This process and the others, if there are any. Their number may be another when
+                a training goes on.
+            sharded: Spread the weights over the processes (FSDP2) instead of copying them (DDP).
+
         Raises:
             ResourceError, BadConfig: as `TrainingFolder`.
             BadDataset, BadConfig: as `data_source`.
-            BadCheckpoint: there are checkpoints, but none is whole; or as `begin`.
+            BadCheckpoint: there are checkpoints, but none is whole; or as `Learner`.
         """
-        self.config = config
-        self.step, self.pictures, self.skipped = 0, 0, 0
-        self._losses: tuple[float, ...] = ()
+        self.config, self.peers, self.path = config, peers or Alone(), folder
+        self._first = self.peers.rank == 0
+        rows_of(config, self.peers.rank, self.peers.size)  # fails before there is a folder
         self.source = data_source(config)
-        self.folder = TrainingFolder(folder, config)
+        self._claimed = TrainingFolder(folder, config) if self._first else None
         try:
-            torch.manual_seed(config.seed)
-            self.coarse = config.coarse_steps > 0
-            self.objective = Objective(config)
-            self._set_networks(coarse_model(config.model) if self.coarse else DiT(config.model))
-            self.damaged = self._resume()
+            checkpoint, self.damaged = self._newest()
+            self.learner = Learner(config, checkpoint, peers=self.peers, sharded=sharded)
         except BaseException:
             self.close()
             raise
+        self.step, self.pictures, self.skipped = 0, 0, 0
+        self._losses: tuple[float, ...] = ()
+        if checkpoint is not None:
+            self.step, self.pictures = checkpoint.step, checkpoint.pictures
+            self.skipped, self._losses = checkpoint.skipped, checkpoint.losses
+            self.source.go_to(checkpoint.place)
         self._saved, self._failed_saves = self.step, 0
 
     def __enter__(self) -> Self:
@@ -96,14 +111,26 @@ class Training:
     ) -> None:
         self.close()
 
+    @property
+    def model(self) -> DiT:
+        """The network that learns."""
+        return self.learner.model
+
+    @property
+    def ema(self) -> DiT:
+        """The averaged one, which draws."""
+        return self.learner.ema
+
     def close(self) -> None:
         """Let another process train in this folder."""
-        self.folder.close()
+        if self._claimed is not None:
+            self._claimed.close()
 
     def run(self, report: Callable[[Progress], None], tell: Callable[[str], None] = _warn) -> None:
         """Train to the last step; saves at intervals and at the end.
 
-        SIGINT and SIGTERM are obeyed after the step under way is saved; a second one at once.
+        SIGINT and SIGTERM, of any process, are obeyed by all after the step under way is saved; in
+        one process a second signal is obeyed at once.
 
         Args:
             report: called every `log_every` steps.
@@ -113,42 +140,82 @@ class Training:
             NumericalError: NaN or Inf; the weights are those before that step.
             ResourceError: three checkpoints in a row, or the last one, could not be written.
         """
-        journal = Journal(self.folder.log, self.step, self._losses)
+        log = None if self._claimed is None else self._claimed.log
+        journal = Journal(log, self.step, self._losses)
+        if self.peers.size > 1:
+            how = "sharded" if self.learner.sharded else "replicated"
+            journal.note(self.step, "processes", number=self.peers.size, weights=how)
+        among_others = self.peers.size > 1
         try:
-            with StopRequest(lambda: self.step != self._saved) as stop:
-                for batch in batches(self.config, self.source, self.step):
-                    self._take(batch, journal, report, tell)
-                    if not stop.noted and self._due(self.config.save_every):
-                        self._try_to_save(journal, tell)
+            with StopRequest(lambda: self.step != self._saved, among_others=among_others) as stop:
+                try:
+                    self._steps(stop, journal, report, tell)
+                    self._losses = tuple(journal.losses)
+                    if self._saved != self.step:
+                        self.save()
+                    self.peers.wait_for_all()
                     if stop.noted:
-                        break
-                self._losses = tuple(journal.losses)
-                if self._saved != self.step:
-                    self.save()
-                if stop.noted:
-                    journal.note(self.step, "stopped", signal=stop.noted.name)
-                    tell(f"stopped at step {self.step} and saved; the same command goes on")
+                        journal.note(self.step, "stopped", signal=stop.noted.name)
+                        tell(f"stopped at step {self.step} and saved; the same command goes on")
+                except DitscopeError:
+                    raise  # it says what is not saved, and ends the training as the signal would
+                except Exception:  # a callback's
+                    stop.obey()
+                    raise
                 stop.obey()
         finally:
             journal.close()
 
     def save(self) -> Path:
-        """Write a checkpoint of this moment. Raises ResourceError."""
-        path = save_checkpoint(
-            self.folder.path,
-            Checkpoint(
-                step=self.step,
-                pictures=self.pictures,
-                skipped=self.skipped,
-                losses=self._losses,
-                place=self.source.place_of(self.step * self.config.batch_size),
-                model=self.model.state_dict(),
-                ema=self.ema.state_dict(),
-                optimizer=state_tensors(self.optimizers),
-            ),
-        )
+        """Write a checkpoint of this moment. Raises ResourceError.
+
+        Every process calls this.
+        """
+        state = self.learner.state()
+        path = checkpoint_place(self.path, self.step)
+        if self._first:
+            save_checkpoint(
+                self.path,
+                Checkpoint(
+                    step=self.step,
+                    pictures=self.pictures,
+                    skipped=self.skipped,
+                    losses=self._losses,
+                    place=self.source.place_of(self.step * self.config.batch_size),
+                    **state,
+                ),
+            )
         self._saved, self._failed_saves = self.step, 0
         return path
+
+    def _steps(
+        self,
+        stop: StopRequest,
+        journal: Journal,
+        report: Callable[[Progress], None],
+        tell: Callable[[str], None],
+    ) -> None:
+        """Until the last one, or until somebody wants an end."""
+        for batch in batches(self.config, self.source, self.step, self.learner.rows):
+            self._take(batch, journal, report, tell)
+            if self._stopped(stop, journal, tell):
+                break
+            if self._due(self.config.save_every):
+                self._try_to_save(journal, tell)
+
+    def _stopped(self, stop: StopRequest, journal: Journal, tell: Callable[[str], None]) -> bool:
+        """Whether a process was asked to end. All get to know, also of pictures it cannot read."""
+        bad = self.source.newly_bad()
+        heard = [len(bad), *(stop.noted == number for number in SIGNALS)]
+        pictures, *signals = self.peers.sum(torch.tensor(heard, dtype=torch.int64)).tolist()
+        if pictures:
+            for file, why in (pair for found in self.peers.from_all(bad) for pair in found):
+                journal.note(self.step - 1, "unreadable picture", file=file, problem=why)
+                tell(f"left out {file}: {why}")
+        asked = [number for number, count in zip(SIGNALS, signals, strict=True) if count]
+        if self.peers.size > 1 and asked:
+            stop.noted = asked[0]
+        return bool(asked)
 
     def _try_to_save(self, journal: Journal, tell: Callable[[str], None]) -> None:
         self._losses = tuple(journal.losses)
@@ -169,111 +236,54 @@ class Training:
         tell: Callable[[str], None],
     ) -> None:
         """One step, with what is said about it."""
-        if self.coarse and batch.step == self.config.coarse_steps:
-            self._refine()
-        loss, norm, problem = self._advance(batch)
-        for file, why in self.source.newly_bad():
-            journal.note(batch.step, "unreadable picture", file=file, problem=why)
-            tell(f"left out {file}: {why}")
-        if problem is None:
-            journal.add(loss, len(batch.pictures))
+        if self.learner.coarse and batch.step == self.config.coarse_steps:
+            self.learner.refine()
+        came = self.learner.advance(batch)
+        if came.problem is None:
+            journal.add(came.loss, self.config.batch_size)
+            self.step, self.pictures = batch.step + 1, self.pictures + self.config.batch_size
         else:
             self._losses = tuple(journal.losses)
-            self._skip(problem)
-            journal.note(self.step, "skipped", problem=dataclasses.asdict(problem))
-            tell(f"skipped: {problem}")
+            self._skip(came.problem)
+            journal.note(self.step, "skipped", problem=dataclasses.asdict(came.problem))
+            tell(f"skipped: {came.problem}")
         if self.step % self.config.log_every == 0 or self.step == self.config.steps:
             report(
                 journal.report(
                     self.step,
                     self.pictures,
-                    gradient_norm=None if problem else norm,
-                    stage="coarse" if self.coarse else "fine",
+                    gradient_norm=None if came.problem else came.gradient_norm,
+                    stage="coarse" if self.learner.coarse else "fine",
                     learning_rate=self.config.learning_rate * self.config.rate(batch.step),
                 )
             )
         if self._due(self.config.health_every):
-            layers = attention_health(self.model, lambda: self._look(batch))
-            journal.note(self.step, "attention", layers=[dataclasses.asdict(x) for x in layers])
+            self._look(batch, journal)
         if self._due(self.config.preview_every):
             self._preview(tell)
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
 
-    def _look(self, batch: Batch) -> None:
-        """A forward of the weights that learn, on some pictures of a batch and its own noise."""
-        torch.manual_seed(sample_seed(self.config.seed, batch.step))
-        noisy = self.objective.draw(batch.x0, batch.y)
-        self.objective.losses(self.model, noisy.rows(0, HEALTH_ROWS))
+    def _look(self, batch: Batch, journal: Journal) -> None:
+        """How the attention of the weights that learn fares on some pictures of a batch."""
+        network = self.learner.to_look_at(self.model)
+        if network is not None:
+            layers = attention_health(
+                network, lambda: self.learner.look(batch, network, HEALTH_ROWS)
+            )
+            journal.note(self.step, "attention", layers=[dataclasses.asdict(x) for x in layers])
 
     def _preview(self, tell: Callable[[str], None]) -> None:
         """Pictures are not worth a training: what goes wrong is told."""
-        path = self.folder.path / PREVIEWS / f"{self.step:07d}.png"
+        network = self.learner.to_look_at(self.ema)
+        if network is None:
+            return
+        path = self.path / PREVIEWS / f"{self.step:07d}.png"
         try:
-            write_preview(path, preview(self.ema, self.config))
+            write_preview(path, preview(network, self.config))
         except (NumericalError, ResourceError, BadCheckpoint) as reason:
             tell(f"no preview at step {self.step}: {reason}")
-
-    def _advance(self, batch: Batch) -> tuple[float, float, NonFinite | None]:
-        """Loss and gradient norm of a step, taken unless they are not finite."""
-        torch.manual_seed(sample_seed(self.config.seed, batch.step))
-        set_rate(self.optimizers, self.config, batch.step)
-        noisy = self.objective.draw(batch.x0, batch.y)
-        loss = self._gradients(noisy)
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        norm = nn.utils.clip_grad_norm_(trained, self.config.clip_norm or math.inf)
-        problem = None
-        if torch.isfinite(loss + norm):
-            for optimizer in self.optimizers.values():
-                optimizer.step()
-            self.worker.follow(self.model)
-            update_ema(
-                self.ema,
-                self.model,
-                batch.step,
-                self.config.ema_decay,
-                ramp=self.config.ema_ramp,
-            )
-            self.pictures += len(batch.pictures)
-            self.step = batch.step + 1
-        else:
-            problem = self._explained(batch, noisy, loss.item(), norm.item())
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad()
-        return loss.item(), norm.item(), problem
-
-    def _parts(self, noisy: NoisyBatch) -> Iterator[NoisyBatch]:
-        rows = self.config.batch_size // self.config.accumulate
-        for first in range(0, self.config.batch_size, rows):
-            yield noisy.rows(first, first + rows)
-
-    def _gradients(self, noisy: NoisyBatch) -> Tensor:
-        """The mean loss of a batch; its gradients are in the weights, part by part."""
-        total = torch.zeros(())
-        for part in self._parts(noisy):
-            share = len(part.x0) / self.config.batch_size
-            # A block that is computed again is so outside of any mode, and must do the same twice.
-            with contextlib.nullcontext() if self.config.grad_checkpoint else FastBackward():
-                loss = self.objective.losses(self.worker, part).mean() * share
-            loss.backward()
-            self.worker.hand_gradients_to(self.model)
-            total += loss.detach()
-        return total
-
-    def _explained(self, batch: Batch, noisy: NoisyBatch, loss: float, norm: float) -> NonFinite:
-        def losses() -> Tensor:
-            parts = [self.objective.losses(self.worker, part) for part in self._parts(noisy)]
-            return torch.cat(parts)
-
-        return explain(
-            batch.step,
-            loss,
-            norm,
-            pictures=batch.pictures,
-            network=self.worker.network,
-            losses=losses,
-        )
 
     def _skip(self, problem: NonFinite) -> None:
         """Go on without this step, or raise NumericalError where that is not allowed (any more)."""
@@ -281,59 +291,34 @@ class Training:
             self.skipped += 1
             self.step = problem.step + 1
             return
-        with contextlib.suppress(ResourceError):  # a full disk must not hide what went wrong
-            with new_file(self.folder.path / FAILURE) as beside:
-                beside.write_text(json.dumps(dataclasses.asdict(problem), indent=1))
+        # A full disk must not hide what went wrong.
+        with contextlib.suppress(ResourceError):
+            if self._first:
+                with new_file(self.path / FAILURE) as beside:
+                    beside.write_text(json.dumps(dataclasses.asdict(problem), indent=1))
+        with contextlib.suppress(ResourceError):
             if self._saved != self.step:
                 self.save()
+        self.peers.wait_for_all()
         allowed = f" ({self.skipped} skipped before)" if self.skipped else ""
         raise NumericalError(
             str(problem) + allowed,
-            file=self.folder.path / FAILURE,
+            file=self.path / FAILURE,
             fix="a checkpoint of the moment before is kept; max_skipped allows to leave steps out, "
             "or train anew with a lower learning rate or in fp32",
         )
 
-    def _set_networks(self, model: DiT) -> None:
-        self.model = model.eval()  # labels are dropped by the objective, nothing else is random
-        self.model.grad_checkpoint = self.config.grad_checkpoint
-        self.worker = Worker(model, self.config.precision)
-        self.ema = DiT(model.config).eval().requires_grad_(False)
-        self.ema.load_state_dict(model.state_dict())
-        self.optimizers = optimizers(self.config, self.model)
-
-    def _refine(self) -> None:
-        """From the coarse stage to the fine one; the optimisers start afresh."""
-        slow = refine(self.ema.state_dict(), self.config.model)
-        fast = refine(self.model.state_dict(), self.config.model)
-        fine = DiT(self.config.model)
-        fine.load_state_dict(fast)
-        self._set_networks(fine)
-        self.ema.load_state_dict(slow)
-        self.coarse = False
-
-    def _resume(self) -> list[str]:
-        checkpoint, damaged = newest_checkpoint(self.folder.path)
-        if checkpoint is None:
-            if damaged:
-                raise BadCheckpoint(
-                    f"no checkpoint is whole; {damaged[0]}",
-                    file=self.folder.path,
-                    fix="choose another folder to start afresh",
-                )
-            if self.config.init is not None:
-                begin(self.model, self.config)
-                self.worker.follow(self.model)
-                self.ema.load_state_dict(self.model.state_dict())
-            return damaged
-        if self.coarse and checkpoint.step > self.config.coarse_steps:
-            self.coarse = False
-            self._set_networks(DiT(self.config.model))
-        self.model.load_state_dict(checkpoint.model)
-        self.worker.follow(self.model)
-        self.ema.load_state_dict(checkpoint.ema)
-        load_state_tensors(self.optimizers, checkpoint.optimizer)
-        self.step, self.pictures = checkpoint.step, checkpoint.pictures
-        self.skipped, self._losses = checkpoint.skipped, checkpoint.losses
-        self.source.go_to(checkpoint.place)
-        return damaged
+    def _newest(self) -> tuple[Checkpoint | None, list[str]]:
+        """The checkpoint to go on from, and what was wrong with newer ones: the first one's say."""
+        checkpoint, damaged = newest_checkpoint(self.path) if self._first else (None, [])
+        step = checkpoint.step if checkpoint else None
+        step, damaged = self.peers.from_first((step, damaged))
+        if step is None and damaged:
+            raise BadCheckpoint(
+                f"no checkpoint is whole; {damaged[0]}",
+                file=self.path,
+                fix="choose another folder to start afresh",
+            )
+        if step is not None and checkpoint is None:
+            checkpoint = load_checkpoint(checkpoint_place(self.path, step))
+        return checkpoint, damaged

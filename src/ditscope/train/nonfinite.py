@@ -6,7 +6,7 @@ Shapes: B rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ class NonFinite:
     step: int
     loss: str
     gradient_norm: str
-    pictures: tuple[int, ...]  # those whose own loss is not finite; all of them if none is
+    pictures: tuple[int, ...]  # those whose own loss is not finite, or all of them if none is so
     first: str | None  # the first module, in the order of the forward, with such an output
     largest: tuple[tuple[str, str], ...]  # modules with the largest |activation|, and that number
 
@@ -40,35 +40,43 @@ class NonFinite:
         return f"{text}; largest activations: {shown}"
 
 
-def explain(
-    step: int,
-    loss: float,
-    gradient_norm: float,
-    *,
-    pictures: range,
-    network: nn.Module,
-    losses: Callable[[], Tensor],
-) -> NonFinite:
-    """Look again at a step whose numbers are not finite.
+@dataclass(frozen=True)
+class Seen:
+    """What one process sees when it looks again at its rows of such a step."""
+
+    pictures: tuple[int, ...]
+    bad: tuple[int, ...]  # those whose own loss is not finite
+    sizes: dict[str, float]  # largest |output| of every module, in the order of the forward
+
+
+def look_again(network: nn.Module, pictures: range, losses: Callable[[], Tensor]) -> Seen:
+    """Find what is not finite.
 
     Args:
-        step: its number.
-        loss: what came out.
-        gradient_norm: before clipping.
-        pictures: of its batch, in order.
         network: whose modules are looked at.
+        pictures: of the batch, in order.
         losses: runs `network` on the batch, with the same random numbers, and returns the losses
             (B,).
     """
     with torch.no_grad(), _largest_outputs(network) as sizes:
         rows = losses()
     bad = torch.nonzero(~torch.isfinite(rows)).flatten().tolist()
+    return Seen(tuple(pictures), tuple(pictures[row] for row in bad), sizes)
+
+
+def explain(step: int, loss: float, gradient_norm: float, seen: Sequence[Seen]) -> NonFinite:
+    """Put together what all processes saw of a step; `gradient_norm` is that before clipping."""
+    sizes: dict[str, float] = {}
+    for each in seen:
+        for name, size in each.sizes.items():
+            sizes[name] = max(sizes.get(name, 0.0), size, key=_rank)
     order = sorted(sizes, key=lambda name: _rank(sizes[name]), reverse=True)
+    bad = tuple(picture for each in seen for picture in each.bad)
     return NonFinite(
         step=step,
         loss=f"{loss:g}",
         gradient_norm=f"{gradient_norm:g}",
-        pictures=tuple(pictures[row] for row in bad) or tuple(pictures),
+        pictures=bad or tuple(picture for each in seen for picture in each.pictures),
         first=next((name for name, size in sizes.items() if not math.isfinite(size)), None),
         largest=tuple((name, f"{sizes[name]:.3g}") for name in order[:MOST_SHOWN]),
     )

@@ -46,15 +46,18 @@ class Objective:
         process = config.process
         self.tables = process.tables().to(device) if isinstance(process, DDPMProcess) else None
 
-    def draw(self, x0: Tensor, y: Tensor) -> NoisyBatch:
+    def draw(self, x0: Tensor, y: Tensor, rows: range | None = None) -> NoisyBatch:
         """Noise levels, noise and dropped labels for x0 (B, C, h, w) and y (B,).
 
-        The numbers come from the global generator of the CPU, in this order.
+        The numbers come from the global generator of the CPU, in this order. With `rows`, x0 and y
+        are those rows of a batch, and get the numbers that they have in the whole of it.
         """
-        levels = self._levels(len(x0))
-        noise = torch.randn(x0.shape)
+        total = len(x0) if rows is None else self.config.batch_size
+        mine = slice(None) if rows is None else slice(rows.start, rows.stop)
+        levels = self._levels(total)[mine]
+        noise = torch.randn(total, *x0.shape[1:])[mine]
         if self.config.model.class_dropout_prob > 0:
-            dropped = torch.rand(y.shape) < self.config.model.class_dropout_prob
+            dropped = (torch.rand(total) < self.config.model.class_dropout_prob)[mine]
             y = torch.where(dropped.to(y.device), self.config.model.null_label, y)
         return NoisyBatch(x0, y, levels.to(x0.device), noise.to(x0.device))
 

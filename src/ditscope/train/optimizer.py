@@ -6,7 +6,7 @@ everything else (embeddings, modulation, biases, the patch layers) is AdamW's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -58,14 +58,23 @@ def state_tensors(made: dict[str, Optimizer]) -> dict[str, Tensor]:
     return {f"{name}.{index}.{key}": value for name, index, key, value in _entries(made)}
 
 
-def load_state_tensors(made: dict[str, Optimizer], tensors: dict[str, Tensor]) -> None:
-    """Put `state_tensors` of an equal set of optimisers back. Raises KeyError if one is missing."""
+def load_state_tensors(
+    made: dict[str, Optimizer],
+    tensors: dict[str, Tensor],
+    place: Callable[[Tensor, Tensor], Tensor] = lambda tensor, parameter: tensor,
+) -> None:
+    """Put `state_tensors` of an equal set of optimisers back.
+
+    `place` makes of each tensor what is kept beside its parameter.
+    """
     for name, optimizer in made.items():
+        parameters = [each for group in optimizer.param_groups for each in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for full, value in tensors.items():
             owner, index, key = full.split(".", 2)
             if owner == name:
-                state.setdefault(int(index), {})[key] = value
+                placed = place(value, parameters[int(index)])
+                state.setdefault(int(index), {})[key] = placed
         current = optimizer.state_dict()
         optimizer.load_state_dict({"state": state, "param_groups": current["param_groups"]})
 

@@ -17,11 +17,15 @@ class StopRequest:
     The training looks at `noted` between its steps, saves, and calls `obey`, which lets the signal
     take the way it would have taken: the handlers from before the block see it then. They also get
     a second signal, at once, and the first one if there is nothing to save.
+
+    One of several processes (`among_others`) may not leave alone, and hears a Ctrl-C twice, from
+    the terminal and from its launcher: it notes the first signal, whatever there is to save.
     """
 
-    def __init__(self, anything_to_save: Callable[[], bool]) -> None:
+    def __init__(self, anything_to_save: Callable[[], bool], *, among_others: bool = False) -> None:
         self.noted: signal.Signals | None = None
         self._anything_to_save = anything_to_save
+        self._among_others = among_others
         self._before: dict[signal.Signals, signal._HANDLER] = {}
 
     def __enter__(self) -> Self:
@@ -44,6 +48,9 @@ class StopRequest:
             signal.raise_signal(self.noted)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._among_others:
+            self.noted = self.noted or signal.Signals(number)
+            return
         self._stand_back()
         self.noted = signal.Signals(number)
         if not self._anything_to_save():

@@ -1,0 +1,222 @@
+"""The networks of a training, their optimisers, and one step of them.
+
+All randomness of step n comes from `sample_seed(seed, n)`. With several processes each computes its
+rows of every batch, with the random numbers that these rows have in the whole of it; the sums that
+follow are those of one process that computes the batch in as many parts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ditscope.diffusion.noise import sample_seed
+from ditscope.model.dit import DiT
+from ditscope.train.attention import FastBackward
+from ditscope.train.batches import Batch, rows_of
+from ditscope.train.checkpoint import Checkpoint
+from ditscope.train.coarse import coarse_model, refine
+from ditscope.train.config import TrainConfig
+from ditscope.train.ema import update_ema
+from ditscope.train.nonfinite import NonFinite, explain, look_again
+from ditscope.train.objective import NoisyBatch, Objective
+from ditscope.train.optimizer import load_state_tensors, optimizers, set_rate, state_tensors
+from ditscope.train.peers import Alone, Peers
+from ditscope.train.start import begin
+from ditscope.train.worker import ReplicatedWorker, Worker
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a step: of the whole batch, the same in every process."""
+
+    loss: float
+    gradient_norm: float  # before clipping
+    problem: NonFinite | None  # why the step was not taken
+
+
+class Learner:
+    """The weights that learn, their average, the optimisers, and how a batch changes them."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        checkpoint: Checkpoint | None = None,
+        *,
+        peers: Peers | None = None,
+        sharded: bool = False,
+    ) -> None:
+        """Fresh networks, or those of a checkpoint.
+
+        Args:
+            config: The same in every process.
+            checkpoint: The same in every process.
+            peers: This process and the others that train with it.
+            sharded: Spread weights, average and optimiser state over the processes (FSDP2); else
+                each has all of them (DDP).
+
+        Raises:
+            BadConfig: as `rows_of` or `begin`.
+            BadCheckpoint: as `begin`.
+        """
+        self.config = config
+        self.peers: Peers = peers or Alone()
+        self.sharded = sharded and self.peers.size > 1
+        self.rows = rows_of(config, self.peers.rank, self.peers.size)
+        self.objective = Objective(config)
+        self.coarse = config.coarse_steps > 0
+        if checkpoint is not None and checkpoint.step > config.coarse_steps:
+            self.coarse = False
+        torch.manual_seed(config.seed)
+        model = coarse_model(config.model) if self.coarse else DiT(config.model)
+        if checkpoint is not None:
+            model.load_state_dict(checkpoint.model)
+        elif config.init is not None:
+            begin(model, config)
+        self._set_networks(model, model.state_dict() if checkpoint is None else checkpoint.ema)
+        if checkpoint is not None:
+            load_state_tensors(self.optimizers, checkpoint.optimizer, self._placed)
+
+    def advance(self, batch: Batch) -> Outcome:
+        """Take the step of a batch, unless its loss or its gradient is not finite."""
+        torch.manual_seed(sample_seed(self.config.seed, batch.step))
+        set_rate(self.optimizers, self.config, batch.step)
+        noisy = self.objective.draw(batch.x0, batch.y, batch.rows)
+        loss = self.peers.sum(self.gradients(noisy))
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        norm = self._whole(nn.utils.clip_grad_norm_(trained, self.config.clip_norm or math.inf))
+        problem = None
+        if torch.isfinite(loss + norm):
+            for optimizer in self.optimizers.values():
+                optimizer.step()
+            self.worker.follow()
+            update_ema(
+                self.ema,
+                self.model,
+                batch.step,
+                self.config.ema_decay,
+                ramp=self.config.ema_ramp,
+            )
+        else:
+            problem = self._explained(batch, noisy, loss.item(), norm.item())
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad()
+        return Outcome(loss.item(), norm.item(), problem)
+
+    def look(self, batch: Batch, network: nn.Module, rows: int) -> None:
+        """A forward of `network` on the first rows of a batch and their own noise."""
+        torch.manual_seed(sample_seed(self.config.seed, batch.step))
+        noisy = self.objective.draw(batch.x0, batch.y, batch.rows)
+        self.objective.losses(network, noisy.rows(0, rows))
+
+    def gradients(self, noisy: NoisyBatch) -> Tensor:
+        """This process's share of the mean loss of a batch, (), float64.
+
+        The gradients of the whole batch are in the weights that learn then.
+        """
+        total = torch.zeros((), dtype=torch.float64)
+        parts = list(self._parts(noisy))
+        for number, part in enumerate(parts, start=1):
+            share = len(part.x0) / self.config.batch_size
+            with self.worker.part(last=number == len(parts)):
+                # A block that is computed again is so outside of any mode, and must do the same
+                # twice.
+                with contextlib.nullcontext() if self.config.grad_checkpoint else FastBackward():
+                    loss = self.objective.losses(self.worker, part).mean() * share
+                loss.backward()
+            total += loss.detach()
+        return total
+
+    def refine(self) -> None:
+        """From the coarse stage to the fine one; the optimisers start afresh."""
+        slow = refine(self._all_of(self.ema.state_dict()), self.config.model)
+        fast = refine(self._all_of(self.model.state_dict()), self.config.model)
+        fine = DiT(self.config.model)
+        fine.load_state_dict(fast)
+        self._set_networks(fine, slow)
+        self.coarse = False
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """Everything to be kept, under the names of `Checkpoint`, whole, as in one process.
+
+        Every process calls this; only the first gets something.
+        """
+        parts = {
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": state_tensors(self.optimizers),
+        }
+        return {name: self._all_of(tensors, first_only=True) for name, tensors in parts.items()}
+
+    def to_look_at(self, network: DiT) -> DiT | None:
+        """One of the two networks, whole, in the first process; None in the others.
+
+        Every process calls this.
+        """
+        first = self.peers.rank == 0
+        if not self.sharded:
+            return network if first else None
+        state = self._all_of(network.state_dict(), first_only=True)
+        if not first:
+            return None
+        plain = DiT(network.config).eval()
+        plain.load_state_dict(state)
+        return plain
+
+    def _set_networks(self, model: DiT, slow: dict[str, Tensor]) -> None:
+        self.model = model.eval()  # labels are dropped by the objective, nothing else is random
+        self.model.grad_checkpoint = self.config.grad_checkpoint
+        self.ema = DiT(model.config).eval().requires_grad_(False)
+        self.ema.load_state_dict(slow)
+        precision = self.config.precision
+        if self.sharded:
+            from ditscope.train.sharded import ShardedWorker, shard
+
+            shard(self.model, precision)
+            shard(self.ema, "fp32")
+            self.worker: Worker = ShardedWorker(self.model, precision)
+        else:
+            kind = ReplicatedWorker if self.peers.size > 1 else Worker
+            self.worker = kind(self.model, precision)
+        self.optimizers = optimizers(self.config, self.model)
+
+    def _parts(self, noisy: NoisyBatch) -> Iterator[NoisyBatch]:
+        rows = len(self.rows) // self.config.accumulate
+        for first in range(0, len(self.rows), rows):
+            yield noisy.rows(first, first + rows)
+
+    def _explained(self, batch: Batch, noisy: NoisyBatch, loss: float, norm: float) -> NonFinite:
+        def losses() -> Tensor:
+            parts = [self.objective.losses(self.worker, part) for part in self._parts(noisy)]
+            return torch.cat(parts)
+
+        seen = look_again(self.worker.network, batch.pictures, losses)
+        return explain(batch.step, loss, norm, self.peers.from_all(seen))
+
+    def _whole(self, tensor: Tensor) -> Tensor:
+        if not self.sharded:
+            return tensor
+        from ditscope.train.sharded import whole
+
+        return whole(tensor)
+
+    def _placed(self, tensor: Tensor, parameter: Tensor) -> Tensor:
+        if not self.sharded:
+            return tensor
+        from ditscope.train.sharded import spread_like
+
+        return spread_like(tensor, parameter)
+
+    def _all_of(self, tensors: dict[str, Tensor], *, first_only: bool = False) -> dict[str, Tensor]:
+        """Whole tensors; what the first process alone needs the others drop one by one."""
+        kept: dict[str, Tensor] = {}
+        for name, tensor in tensors.items():
+            found = self._whole(tensor)
+            if self.peers.rank == 0 or not first_only:
+                kept[name] = found
+        return kept
