@@ -1,4 +1,4 @@
-"""All benchmarks, or those named: `scripts/bench [forward] [recording] [startup] [--pairs N]`."""
+"""All benchmarks, or those named: `scripts/bench [NAME ...] [--pairs N]`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks import forward, recording, startup
+from benchmarks import forward, recording, startup, training
 
 BENCHMARKS: dict[str, Callable[[int], None]] = {
     "startup": startup.main,
     "forward": forward.main,
     "recording": recording.main,
+    "training": training.main,
 }
 
 

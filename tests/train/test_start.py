@@ -103,14 +103,14 @@ def test_a_coarse_stage_first(first: Path, tmp_path: Path) -> None:
     """Made coarse and fine again the weights are what they were; the training ends fine."""
     settings = follow_up(tmp_path, first / "p", "coarse_steps=1")
     with Training(settings, tmp_path / "u") as training:
-        assert training.coarse
+        assert training.learner.coarse
         fine = refine(training.model.state_dict(), settings.model)
         with Training(follow_up(tmp_path, first / "p"), tmp_path / "v") as expected:
             wanted = expected.model.state_dict()
         assert fine.pop(TABLE).shape == wanted.pop(TABLE).shape  # new classes: other random rows
         assert same(fine, wanted)
         training.run(lambda line: None)
-        assert not training.coarse
+        assert not training.learner.coarse
 
 
 @pytest.mark.parametrize(
