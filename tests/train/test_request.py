@@ -6,13 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from ditscope.core.strict_json import read
 from ditscope.errors import BadConfig, BadDataset, BadRequest
+from ditscope.pipeline import bundled_folder
 from ditscope.train.heads import choose_heads
 from ditscope.train.request import Request, resolve
 from ditscope.train.sources import label_names
 from tests.data.test_pictures import photos
 
 ROOT = Path(__file__).parents[2]
+LOOKS = {"log_every", "save_every", "preview_every", "health_every", "max_skipped"}
+"""Settings that change no weight."""
 
 
 def test_the_recipe_of_the_bundled_model_means_what_it_did() -> None:
@@ -41,7 +45,7 @@ def test_the_recipe_of_the_bundled_model_means_what_it_did() -> None:
         "weight_decay": 0.0,
         "schedule": "linear",
         "warmup_steps": 100,
-        "decay_steps": 500,
+        "decay_steps": 400,
         "clip_norm": 1.0,
         "ema_decay": 0.996,
         "ema_ramp": True,
@@ -55,6 +59,21 @@ def test_the_recipe_of_the_bundled_model_means_what_it_did() -> None:
         "health_every": 0,
     }
     assert found.sampling == "logit-normal"
+
+
+def test_the_recipe_is_that_of_the_bundled_weights() -> None:
+    """What decides the weights is the same in the recipe and in what was exported."""
+    found, _ = resolve(Request(recipe=ROOT / "recipes" / "emoji.toml"))
+    told = read(bundled_folder("emoji") / "config.json")
+    assert told["model"] == found.model.model_dump(mode="json")
+    assert told["process"] == found.process.model_dump(mode="json")
+    training = told["training"]
+    assert isinstance(training, dict)
+    mine = found.model_dump(mode="json")
+    compared = training.keys() - {"step", "pictures"} - LOOKS
+    assert {name: training[name] for name in compared} == {name: mine[name] for name in compared}
+    assert training["step"] == found.steps
+    assert training["pictures"] == found.steps * found.batch_size
 
 
 def test_a_variant_on_emoji_scenes() -> None:
@@ -103,7 +122,7 @@ def test_later_layers_go_before_earlier_ones(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "error", "words"),
     [
-        ({}, BadConfig, "model: is missing"),
+        ({}, BadConfig, "model: no network is named\n.*--model takes"),
         ({"model": "DiT-M/4"}, BadRequest, "did you mean"),
         ({"preset": "paper"}, BadRequest, "preset: found 'paper'; expected article, dit-paper"),
         ({"objective": "edm"}, BadRequest, "objective: found 'edm'"),
@@ -120,6 +139,11 @@ def test_later_layers_go_before_earlier_ones(tmp_path: Path) -> None:
         ({"settings": ["steps.more=1"]}, BadConfig, "steps"),
         ({"settings": ["accumulate=7"]}, BadConfig, "accumulate 7 does not divide batch_size 64"),
         ({"data": "/no/such/folder"}, BadDataset, "No such file"),
+        (
+            {"settings": ["steps=3", "coarse_steps=4"]},
+            BadConfig,
+            "coarse_steps: found 4, more than steps 3\n.*--set coarse_steps=0",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(

@@ -11,6 +11,7 @@ from ditscope.data.codecs import RGB, Latent
 from ditscope.data.records import RecordSettings
 from ditscope.diffusion.ddpm import DDPMProcess
 from ditscope.diffusion.flow import FlowProcess
+from ditscope.errors import BadConfig
 from ditscope.model.config import DiTConfig
 
 Process = Annotated[DDPMProcess | FlowProcess, Field(discriminator="kind")]
@@ -68,7 +69,11 @@ class TrainConfig(BaseModel):
     @model_validator(mode="after")
     def _parts_fit(self) -> TrainConfig:
         if self.coarse_steps > self.steps:
-            raise ValueError(f"coarse_steps {self.coarse_steps} is more than steps {self.steps}")
+            raise BadConfig(
+                f"found {self.coarse_steps}, more than steps {self.steps}",
+                field="coarse_steps",
+                fix="--set coarse_steps=0 leaves the coarse stage out, a number makes it shorter",
+            )
         if self.coarse_steps and any(side % 2 for side in self.model.grid):
             raise ValueError("coarse_steps needs an even number of patches each way")
         if self.batch_size % self.accumulate:

@@ -76,9 +76,10 @@ def resolve(request: Request) -> tuple[TrainConfig, list[str]]:
     model = _part(tree, "model")
     if not model:
         raise BadConfig(
-            "is missing",
+            "no network is named",
             field="model",
-            expected="a published size, such as --model DiT-S/4, or a TOML file",
+            fix="--model takes a published size, such as DiT-S/4, or a TOML file; --init and a "
+            "recipe bring one too",
         )
     process = _part(tree, "process")
     tree["process"] = process or (process := dict(OBJECTIVES["ddpm"]))
