@@ -17,9 +17,7 @@ def test_statistics_of_every_layer():
     model, inputs = tiny_dit()
     sites = census(model, *inputs)
     maps = []
-    with Capture(
-        sites, on_attention=lambda site, attention, lse: maps.append(attention)
-    ) as capture:
+    with Capture(sites, on_attention=lambda seen: maps.append(seen.operands)) as capture:
         model(*inputs)
     found = capture.statistics()
     assert list(found) == list(DEFAULT_METRICS)
@@ -41,16 +39,17 @@ def test_operands_that_are_kept(statistics):
     """q, k and log-sum-exp give the map whose rows sum to one, whatever else is computed."""
     model, inputs = tiny_dit()
     kept = {}
-    with Capture(
-        census(model, *inputs), statistics, lambda site, *qkl: kept.update({site: qkl})
-    ) as c:
+    keep = lambda seen: kept.update({seen.site.name: seen})
+    with Capture(census(model, *inputs), statistics, on_attention=keep) as c:
         model(*inputs)
-    assert [site.name for site in kept] == [f"blocks.{i}.attn" for i in range(3)]
+    assert list(kept) == [f"blocks.{i}.attn" for i in range(3)]
     assert set(c.statistics()) == set(statistics)
-    for q, k, lse in kept.values():
+    for seen in kept.values():
+        q, k, lse = seen.operands.q, seen.operands.k, seen.lse
         assert q.shape == k.shape == (2, 2, 24, 16) and lse.shape == (2, 2, 24)
         rows = (q @ k.mT / 4 - lse.unsqueeze(-1)).exp().sum(-1)
         torch.testing.assert_close(rows, torch.ones_like(rows))
+        torch.testing.assert_close((q @ k.mT / 4).softmax(-1) @ seen.v, seen.output)
 
 
 def test_fewer_calls_than_expected():

@@ -118,10 +118,11 @@ def test_operands_are_not_written_to():
     model, x = Plain(), torch.randn(2, 6, 16)
     shown = []
 
-    def versions(site, attention, lse):
-        shown.append((attention.q, attention.q._version, attention.q.clone()))
+    def versions(seen):
+        for tensor in (seen.operands.q, seen.v, seen.output):
+            shown.append((tensor, tensor._version, tensor.clone()))
 
     with Capture(census(model, x), on_attention=versions):
         model(x)
-    for q, version, copy in shown:
-        assert q._version == version and torch.equal(q, copy)
+    for tensor, version, copy in shown:
+        assert tensor._version == version and torch.equal(tensor, copy)

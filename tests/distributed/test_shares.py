@@ -139,7 +139,7 @@ def test_more_samples_of_the_same_run_are_added_to_what_is_there(pipeline_folder
         ({"steps": 2}, "steps|sampler"),
         ({"cfg_scale": 3.0}, "guidance"),
         ({"batch_size": 3}, "labels|sample_seeds|batches"),
-        ({"metrics": ()}, "statistics|metrics"),
+        ({"metrics": ()}, "statistics|metrics|steps"),
         ({"count": 1}, "labels|sample_seeds|batches"),
     ],
 )

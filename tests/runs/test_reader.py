@@ -104,7 +104,7 @@ def test_attention_is_exact(tmp_path, qk_dtype):
             assert row.dims == ("y", "x") and row.shape == (2, 3) and row.dtype == np.float32
             np.testing.assert_allclose(row.values.ravel(), expected[3 * y + x], atol=1e-6)
             assert row.attrs["source"] == "stored" and row.attrs["row_sum_error"] < 1e-6
-            column = run.received(**place, key=(y, x))
+            column = run.attention(**place, received=(y, x))
             np.testing.assert_allclose(column.values.ravel(), expected[:, 3 * y + x], atol=1e-6)
 
 
@@ -112,7 +112,7 @@ def test_mean_head_site_name_and_token(run, toy):
     expected = toy.probabilities(2, 1, "cond", 0).mean(axis=0)
     row = run.attention("blocks.1.attn", "mean", 2, query=4)
     np.testing.assert_allclose(row.values.ravel(), expected[4], atol=1e-6)
-    column = run.received("blocks.1.attn", "mean", 2, key=4)
+    column = run.attention("blocks.1.attn", "mean", 2, received=4)
     np.testing.assert_allclose(column.values.ravel(), expected[:, 4], atol=1e-6)
 
 
@@ -142,7 +142,7 @@ def test_tokens_that_are_no_patches(tmp_path):
         ({"layer": -1}, "layer -1; expected an index from 0 to 1"),
         ({"layer": "blocks.9.attn"}, "0 sites are called 'blocks.9.attn'; expected .* blocks.0"),
         ({"head": 2}, "head 2; expected an index from 0 to 1"),
-        ({"head": "max"}, 'head max; expected an index from 0 to 1 or "mean"'),
+        ({"head": "max"}, 'head max; expected an index from 0 to 1, several, "all" or "mean"'),
         ({"step": 3}, "step 3; expected an index from 0 to 2"),
         ({"step": 0.5}, "step 0.5; expected an index from 0 to 2"),
         ({"step": True}, "step True; expected an index from 0 to 2"),
@@ -150,7 +150,7 @@ def test_tokens_that_are_no_patches(tmp_path):
         ({"layer": False}, "layer False; expected an index from 0 to 1"),
         ({"query": (True, 0)}, r"patch \(True, 0\)"),
         ({"sample": 2}, "sample 2; expected an index from 0 to 1"),
-        ({"branch": "both"}, "both was not evaluated at step 1; expected cond, uncond"),
+        ({"branch": "both"}, "both was not evaluated; expected cond, uncond"),
         ({"query": (2, 0)}, r"patch \(2, 0\); expected \(y, x\) from \(0, 0\) to \(1, 2\)"),
         ({"query": (0, -1)}, r"patch \(0, -1\); expected \(y, x\) from"),
         ({"query": (0, 1, 2)}, r"patch \(0, 1, 2\); expected \(y, x\) from"),
@@ -228,7 +228,7 @@ assert not {{"xarray", "zarr", "matplotlib"}} & set(sys.modules), "opening needs
 run = open_run({str(folder)!r})
 assert "xarray" not in sys.modules
 run.stats.load(), run.latents.load(), run.final, run.images, run.verify()
-run.attention(0, "mean", 1, (0, 0)), run.received(0, 0, 1, (0, 0))
+run.attention(0, "mean", 1, (0, 0)), run.attention(0, 0, 1, received=(0, 0))
 assert not {{"torch", "diffusers"}} & set(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from ditscope.attention.metrics.evidence import Measured
 from ditscope.attention.metrics.plan import plan_of
-from ditscope.attention.operands import Operands, operands
+from ditscope.attention.operands import Operands, operands, values_and_output
 from ditscope.attention.pairs import compare, other_branch, taken
 from ditscope.attention.seam import AttentionCall, Seam
 from ditscope.attention.stats import measure
@@ -24,11 +24,19 @@ from ditscope.core.sites import Site
 from ditscope.core.statistics import DEFAULT_METRICS
 from ditscope.errors import NothingWatched, listed
 
-OnQK = Callable[[Site, Tensor, Tensor, Tensor], None]
-"""(site, q (B, H, N, K), k (B, H, M, K), log-sum-exp (B, H, N) float32)."""
 
-OnAttention = Callable[[Site, Operands, Tensor], None]
-"""(site, everything that makes its map, log-sum-exp (B, H, N) float32)."""
+@dataclass(frozen=True)
+class Seen:
+    """One attention call that has run. The tensors are the model's own: copy what is kept."""
+
+    site: Site
+    operands: Operands  # everything that makes its map
+    lse: Tensor  # (B, H, N) float32, natural log
+    v: Tensor  # (B, H, M, *)
+    output: Tensor  # (B, H, N, *), of the model's own kernel
+
+
+OnAttention = Callable[[Seen], None]
 
 
 @dataclass
@@ -69,7 +77,6 @@ class Capture:
         self,
         sites: Sequence[Site],
         metrics: Sequence[str] = DEFAULT_METRICS,
-        on_qk: OnQK | None = None,
         *,
         on_attention: OnAttention | None = None,
         detail: str = "heads",
@@ -80,8 +87,7 @@ class Capture:
         Args:
             sites: From `census`.
             metrics: Names of registered metrics; none is allowed.
-            on_qk: Called after each attention call with its operands, which it may keep.
-            on_attention: As on_qk, with the mask and the scale.
+            on_attention: Called after each attention call.
             detail: "heads", or "tokens" to keep the numbers of single tokens too.
             moment: Which moment of a sampling the forward is, for metrics that compare two.
 
@@ -89,7 +95,7 @@ class Capture:
             BadRequest: there is no such metric.
         """
         self._sites, self._plan = tuple(sites), plan_of(metrics, detail)
-        self._on_qk, self._on_attention = on_qk, on_attention
+        self._on_attention = on_attention
         self._moment = moment or Moment()
         self._seam: Seam | None = None  # only while entered: the two refer to each other
         self._calls = 0
@@ -146,15 +152,13 @@ class Capture:
         if _shape_of(site) != _shape(attention):
             self._differing.append(f"{site.name}: {_shape(attention)} instead of {_shape_of(site)}")
             return
-        wants_lse = self._on_qk or self._on_attention
-        if not (self._plan.names or wants_lse):
+        if not (self._plan.names or self._on_attention):
             return
         found = measure(attention, self._plan, site.grid, site.segments)
         self._found.append(replace(found, heads=found.heads | self._compared(attention)))
-        if self._on_qk:
-            self._on_qk(site, attention.q, attention.k, found.lse)
         if self._on_attention:
-            self._on_attention(site, attention, found.lse)
+            v, output = values_and_output(call, output)
+            self._on_attention(Seen(site, attention, found.lse, v, output))
 
     def _compared(self, attention: Operands) -> dict[str, Tensor]:
         """The metrics of this call and its counterpart in another branch or step."""

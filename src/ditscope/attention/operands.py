@@ -59,6 +59,14 @@ def operands(call: AttentionCall) -> Operands:
     return Operands(_four(q), _four(k), call.softmax_scale, mask, call.is_causal)
 
 
+def values_and_output(call: AttentionCall, output: Tensor) -> tuple[Tensor, Tensor]:
+    """The values of a call and what it returned, in the layout of its `operands`."""
+    v = call.v
+    if call.enable_gqa:
+        v = v.repeat_interleave(call.q.shape[-3] // v.shape[-3], dim=-3)
+    return _four(v.expand(*output.shape[:-2], *v.shape[-2:])), _four(output)
+
+
 def _four(tensor: Tensor) -> Tensor:
     if tensor.dim() == 4:
         return tensor

@@ -23,7 +23,7 @@ import xarray
 from torch import Tensor, nn
 
 from ditscope.attention.around import Around, checked_module
-from ditscope.attention.capture import Capture
+from ditscope.attention.capture import Capture, Seen
 from ditscope.attention.census import Census, refuse_fused, take_census, warn_of_unseen
 from ditscope.attention.metrics.defined import refuse_undefined
 from ditscope.attention.metrics.plan import Plan, plan_of
@@ -239,8 +239,9 @@ class _Keeper:
         self._kept, self._globs = kept, globs
         self._bytes = 0
 
-    def __call__(self, site: Site, attention: Operands, lse: Tensor) -> None:
+    def __call__(self, seen: Seen) -> None:
         """Copy: the model may write over its tensors, and a view would keep all it is part of."""
+        site, attention, lse = seen.site, seen.operands, seen.lse
         if self._globs is not None:
             if any(fnmatchcase(site.name, glob) for glob in self._globs):
                 self._kept[site.name] = (_copied(attention), lse)

@@ -169,9 +169,24 @@ def run_facts(folder: Path) -> Facts:
         "attention": site_text(manifest.sites[0]) if manifest.sites else "not recorded",
         "statistics": list(manifest.statistics),
         "qk_steps": list(manifest.qk_steps),
+        "proof": proof_facts(run),
         "size": run_sizes(run),
         "made_with": manifest.versions,
     }
+
+
+def proof_facts(run: Run) -> dict[str, object]:
+    """How far rebuilt attention was from the model's own, as it was found while recording."""
+    heads = max((int(array.count()) for array in run.proof.values()), default=0)
+    if not heads:
+        return {}
+    errors = {f"{name}_error": rounded(float(array.max())) for name, array in run.proof.items()}
+    return {"heads": heads, **errors}
+
+
+def rounded(error: float) -> float:
+    """An error to two digits: its size is what matters."""
+    return float(f"{error:.1e}")
 
 
 def guidance_text(guidance: GuidanceRecord) -> str:
@@ -237,6 +252,7 @@ def verification(folder: Path) -> Facts:
             "files": found.num_files,
             "size": found.num_bytes,
             "attention rows": found.num_rows,
+            **{f"{name}_error": rounded(value) for name, value in found.proof.items()},
         },
         "problems": list(found.problems),
     }

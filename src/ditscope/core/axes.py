@@ -6,6 +6,7 @@ from typing import Literal
 
 SAMPLE, STEP, BRANCH, LAYER, HEAD = "sample", "step", "branch", "layer", "head"
 QUERY, KEY, TOKEN = "query", "key", "token"
+PROVEN = "proven_query"
 HEAD_WIDTH = "head_width"
 Y, X, CHANNEL = "y", "x", "channel"
 

@@ -59,6 +59,7 @@ class StepRecord(Record):
     noise_level: float  # share of noise in the latent: sigma of a flow, sqrt(1 - alpha_bar) of DDPM
     branches: tuple[Branch, ...]  # branches that were evaluated, in batch order
     scales: tuple[float, ...] | None = None  # softmax scale of each site, where an edit changed one
+    proven_queries: tuple[int, ...] = ()  # whose attention was rebuilt and compared with the kernel
 
 
 class SamplerRecord(Record):

@@ -67,13 +67,21 @@ class RunFiles:
         """The values of one chunk of `spec`, of shape `spec.chunks`. Raises BadRun."""
         return decode(self.read(name), spec, str(self.root / name))
 
-    def block(self, spec: ArraySpec, **position: int) -> NDArray[np.generic]:
-        """The values at one chunk `position`, all samples; the axes it names are dropped.
+    def block(
+        self, spec: ArraySpec, samples: range | None = None, **position: int
+    ) -> NDArray[np.generic]:
+        """The values at one chunk `position`; the axes it names are dropped.
+
+        `samples` are those of some whole chunks, all by default.
 
         Raises:
             BadRun: a chunk is missing or damaged.
         """
-        pieces = [self.chunk(spec, name) for name in spec.chunk_files(**position)]
+        names = list(spec.chunk_files(**position))
+        if samples is not None:
+            depth = spec.samples_per_chunk
+            names = names[samples.start // depth : samples.stop // depth]
+        pieces = [self.chunk(spec, name) for name in names]
         block = np.concatenate(pieces, axis=spec.dims.index(SAMPLE))
         return block.squeeze(tuple(spec.dims.index(dim) for dim in position))
 

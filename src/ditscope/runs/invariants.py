@@ -46,6 +46,9 @@ def _steps(manifest: RunManifest) -> Iterator[tuple[str, str]]:
             yield f"steps.{position}.index", f"{step.index} at position {position}"
         if step.branches not in {BRANCHES, *((branch,) for branch in BRANCHES)}:
             yield f"steps.{position}.branches", "not cond, uncond or both in this order"
+        queries = min((site.queries for site in manifest.sites), default=0)
+        if list(step.proven_queries) != sorted({*step.proven_queries} & {*range(queries)}):
+            yield f"steps.{position}.proven_queries", f"not ascending queries below {queries}"
         if step.scales is not None:
             yield from _scales(f"steps.{position}.scales", step.scales, len(manifest.sites))
     done = len(manifest.committed_steps)
@@ -87,6 +90,9 @@ def _kept(manifest: RunManifest) -> Iterator[tuple[str, str]]:
         yield "qk_dtype", "qk_steps and qk_dtype are given together or not at all"
     if not manifest.sites:
         yield "sites", "Q and K without a site"
+    proven = {len(step.proven_queries) for step in manifest.steps if step.index in kept}
+    if len(proven) > 1:
+        yield "steps", "some of qk_steps have more proven_queries than others"
     shapes = {(site.heads, site.queries, site.keys, site.head_width) for site in manifest.sites}
     if len(shapes) > 1:
         yield "sites", f"Q and K can only be kept where all sites have one shape, not {len(shapes)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,12 @@ from ditscope.runs.files import RunFiles
 from ditscope.runs.layout import Layout
 
 
-def statistics(files: RunFiles, layout: Layout, steps: tuple[StepRecord, ...]) -> xarray.Dataset:
-    """All statistics of `steps`: (step, branch, sample, layer, head) float32. Raises BadRun."""
+def of_heads(
+    files: RunFiles, layout: Layout, specs: Mapping[str, ArraySpec], steps: tuple[StepRecord, ...]
+) -> xarray.Dataset:
+    """Arrays of `steps` by name: (step, branch, sample, layer, head) float32. Raises BadRun."""
     variables = {}
-    for name, spec in layout.stats.items():
+    for name, spec in specs.items():
         values = np.stack([files.block(spec, step=step.index) for step in steps])
         variables[name] = (STATISTIC_AXES, values, dict(spec.attributes))
     return xarray.Dataset(variables, _head_coords(layout, steps))
@@ -45,7 +47,7 @@ def latents(files: RunFiles, layout: Layout, steps: tuple[StepRecord, ...]) -> x
     return xarray.DataArray(
         indexing.LazilyIndexedArray(_Steps(files, layout.latents, len(steps))),
         dims=(STEP, SAMPLE, CHANNEL, Y, X),
-        coords={**_step_coords(steps), **_sample_coords(layout)},
+        coords={**step_coords(steps), **sample_coords(layout, range(len(layout.manifest.labels)))},
         name="latents",
         attrs={"long_name": "input of the network"},
     )
@@ -56,7 +58,7 @@ def final_latents(files: RunFiles, layout: Layout) -> xarray.DataArray:
     return xarray.DataArray(
         files.block(layout.final),
         dims=(SAMPLE, CHANNEL, Y, X),
-        coords=_sample_coords(layout),
+        coords=sample_coords(layout, range(len(layout.manifest.labels))),
         name="final",
         attrs={"long_name": "latent after the last step"},
     )
@@ -67,7 +69,10 @@ def images(pictures: NDArray[np.uint8], layout: Layout) -> xarray.DataArray:
     return xarray.DataArray(
         pictures,
         dims=(SAMPLE, Y, X, CHANNEL),
-        coords={**_sample_coords(layout), CHANNEL: ["red", "green", "blue"]},
+        coords={
+            **sample_coords(layout, range(len(layout.manifest.labels))),
+            CHANNEL: ["red", "green", "blue"],
+        },
         name="images",
     )
 
@@ -93,7 +98,8 @@ class _Steps(BackendArray):
         return np.stack(blocks) if blocks else np.empty(self.shape, self.dtype)[(slice(0), *inner)]
 
 
-def _step_coords(steps: tuple[StepRecord, ...]) -> dict[str, Any]:
+def step_coords(steps: Sequence[StepRecord]) -> dict[str, Any]:
+    """Index, noise level and timestep of steps."""
     return {
         STEP: [step.index for step in steps],
         "noise_level": (STEP, [step.noise_level for step in steps]),
@@ -104,21 +110,24 @@ def _step_coords(steps: tuple[StepRecord, ...]) -> dict[str, Any]:
 def _head_coords(layout: Layout, steps: tuple[StepRecord, ...]) -> dict[str, Any]:
     sites = layout.manifest.sites
     return {
-        **_step_coords(steps),
+        **step_coords(steps),
         BRANCH: list(layout.branches),
-        **_sample_coords(layout),
-        LAYER: np.arange(len(sites)),
-        "site": (LAYER, _texts(site.name for site in sites)),
+        **sample_coords(layout, range(len(layout.manifest.labels))),
+        **site_coords(layout, range(len(sites))),
         HEAD: np.arange(max((site.heads for site in sites), default=0)),
     }
 
 
-def _sample_coords(layout: Layout) -> dict[str, Any]:
-    labels = layout.manifest.labels
-    return {
-        SAMPLE: np.arange(len(labels)),
-        "label": (SAMPLE, _texts(label.name for label in labels)),
-    }
+def site_coords(layout: Layout, layers: Sequence[int]) -> dict[str, Any]:
+    """Index and name of layers."""
+    names = _texts(layout.manifest.sites[layer].name for layer in layers)
+    return {LAYER: np.array(layers, int), "site": (LAYER, names)}
+
+
+def sample_coords(layout: Layout, samples: Sequence[int]) -> dict[str, Any]:
+    """Index and class of samples."""
+    names = _texts(layout.manifest.labels[sample].name for sample in samples)
+    return {SAMPLE: np.array(samples, int), "label": (SAMPLE, names)}
 
 
 def _texts(names: Iterable[str]) -> NDArray[np.object_]:

@@ -9,6 +9,8 @@
       tokens/<name>     (step, branch, sample, layer, head, token), of metrics kept per token
       qk/{q,k}          (step, branch, sample, layer, head, query | key, head_width)
       qk/lse            (step, branch, sample, layer, head, query): natural log
+      qk/{values,outputs}  (step, branch, sample, layer, head, key | proven query): see `proof`
+      proof/<error>     (step, branch, sample, layer, head), NaN where nothing was rebuilt
     COMPLETE            written last: the digest of run.json
 
 Chunks are one step deep, in `qk` also one layer, so that no write touches an earlier one; samples
@@ -32,6 +34,7 @@ from ditscope.core.axes import (
     HEAD_WIDTH,
     KEY,
     LAYER,
+    PROVEN,
     QUERY,
     SAMPLE,
     STATISTIC_AXES,
@@ -45,6 +48,7 @@ from ditscope.core.manifest import RunManifest
 from ditscope.core.statistics import STATISTICS
 from ditscope.errors import BadRun
 from ditscope.runs.arrays import DATA, ITEM_BYTES, ZARR_JSON, ArraySpec
+from ditscope.runs.proof import ERRORS
 
 MANIFEST, COMPLETE, IMAGES = "run.json", "COMPLETE", "images"
 
@@ -70,12 +74,13 @@ class Layout:
     final: ArraySpec
     stats: Mapping[str, ArraySpec]  # by name of the metric
     tokens: Mapping[str, ArraySpec]  # likewise
-    qk: Mapping[str, ArraySpec]  # q, k and lse; empty if none are kept
+    qk: Mapping[str, ArraySpec]  # q, k, lse and their witness; empty if none are kept
+    proof: Mapping[str, ArraySpec]  # errors of what was rebuilt, by name; empty if nothing was
 
     @property
     def arrays(self) -> tuple[ArraySpec, ...]:
         """All arrays."""
-        metrics = (*self.stats.values(), *self.tokens.values())
+        metrics = (*self.stats.values(), *self.tokens.values(), *self.proof.values())
         return (self.latents, self.final, *metrics, *self.qk.values())
 
     @property
@@ -85,12 +90,13 @@ class Layout:
         groups += [f"{DATA}/stats"] if self.stats else []
         groups += [f"{DATA}/tokens"] if self.tokens else []
         groups += [f"{DATA}/qk"] if self.qk else []
+        groups += [f"{DATA}/proof"] if self.proof else []
         return [f"{group}/{ZARR_JSON}" for group in groups]
 
     def step_files(self, step: int) -> list[str]:
         """The chunks of one step."""
         files = list(self.latents.chunk_files(step=step))
-        for spec in (*self.stats.values(), *self.tokens.values()):
+        for spec in (*self.stats.values(), *self.tokens.values(), *self.proof.values()):
             files += spec.chunk_files(step=step)
         if step in self.manifest.qk_steps:
             for spec in self.qk.values():
@@ -141,6 +147,7 @@ def layout_of(manifest: RunManifest) -> Layout:
             for name in manifest.token_statistics
         },
         qk=_qk(manifest, len(branches)) if manifest.qk_steps else {},
+        proof=_proof(manifest, len(branches)),
     )
     num_files = sum(spec.num_chunks for spec in layout.arrays) + len(manifest.labels)
     if num_files > MAX_FILES:
@@ -160,6 +167,24 @@ def _metric(
             "formula": about.formula,
             "source": about.source,
         }
+    axes = _head_axes(manifest, num_branches)
+    if not tokens:
+        return _array(f"stats/{name}", axes, "float32", attributes)
+    axes[TOKEN] = max(max(site.queries, site.keys) for site in manifest.sites)
+    return _array(f"tokens/{name}", axes, "float32", attributes)
+
+
+def _proof(manifest: RunManifest, num_branches: int) -> dict[str, ArraySpec]:
+    if not any(step.proven_queries for step in manifest.steps):
+        return {}
+    axes = _head_axes(manifest, num_branches)
+    return {
+        name: _array(f"proof/{name}", axes, "float32", {"long_name": about, "units": "1"})
+        for name, about in ERRORS.items()
+    }
+
+
+def _head_axes(manifest: RunManifest, num_branches: int) -> dict[str, int]:
     sizes = (
         len(manifest.steps),
         num_branches,
@@ -167,11 +192,7 @@ def _metric(
         len(manifest.sites),
         max(site.heads for site in manifest.sites),
     )
-    axes: dict[str, int] = dict(zip(STATISTIC_AXES, sizes, strict=True))
-    if not tokens:
-        return _array(f"stats/{name}", axes, "float32", attributes)
-    axes[TOKEN] = max(max(site.queries, site.keys) for site in manifest.sites)
-    return _array(f"tokens/{name}", axes, "float32", attributes)
+    return dict(zip(STATISTIC_AXES, sizes, strict=True))
 
 
 def _qk(manifest: RunManifest, num_branches: int) -> dict[str, ArraySpec]:
@@ -188,11 +209,17 @@ def _qk(manifest: RunManifest, num_branches: int) -> dict[str, ArraySpec]:
     stored, steps = STORED_TYPE[compute], {"steps": kept["steps"]}
     # A batch is written when the network has seen it, so no chunk may hold samples of two.
     together = math.gcd(len(manifest.labels), *(batch[0] for batch in manifest.batches))
-    return {
+    found = {
         "q": _array("qk/q", common | query | width, stored, kept, together=together),
         "k": _array("qk/k", common | key | width, stored, kept, together=together),
         "lse": _array("qk/lse", common | query, "float32", steps, together=together),
     }
+    proven = {len(manifest.steps[step].proven_queries) for step in manifest.qk_steps}
+    if proven != {0}:
+        outputs = common | {PROVEN: max(proven)}
+        found["values"] = _array("qk/values", common | key, "float32", steps, together=together)
+        found["outputs"] = _array("qk/outputs", outputs, "float32", steps, together=together)
+    return found
 
 
 def _array(

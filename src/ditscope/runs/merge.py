@@ -7,7 +7,7 @@ process would have written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ditscope.core.manifest import RunManifest, StepRecord
 from ditscope.runs.arrays import ArraySpec
 from ditscope.runs.layout import layout_of
+from ditscope.runs.proof import Witness
 from ditscope.runs.reader import Run
 from ditscope.runs.writer import RunWriter
 
@@ -66,15 +67,14 @@ def merge(parts: Sequence[Run], manifest: RunManifest, writer: RunWriter) -> Non
     """
     for step in manifest.steps:
         latents = [_block(run, run.layout.latents, step=step.index) for run in parts]
-        stats = {
-            name: np.concatenate([_of_step(run, run.layout.stats[name], step) for run in parts], 1)
-            for name in manifest.statistics
-        }
-        tokens = {
-            name: np.concatenate([_of_step(run, run.layout.tokens[name], step) for run in parts], 1)
-            for name in manifest.token_statistics
-        }
-        writer.write_step(step.index, np.concatenate(latents), stats, tokens)
+        stats, tokens, proof = (
+            {
+                name: np.concatenate([_of_step(*each, step) for each in specs], 1)
+                for name, specs in by_name.items()
+            }
+            for by_name in _metrics(parts)
+        )
+        writer.write_step(step.index, np.concatenate(latents), stats, tokens, proof)
         if step.index in manifest.qk_steps:
             for layer in range(len(manifest.sites)):
                 _qk(parts, manifest, writer, step.index, layer)
@@ -87,9 +87,18 @@ def merge(parts: Sequence[Run], manifest: RunManifest, writer: RunWriter) -> Non
     writer.complete()
 
 
+def _metrics(parts: Sequence[Run]) -> Iterator[dict[str, list[tuple[Run, ArraySpec]]]]:
+    """What is written with a step beside its latent, by name: the array of every part."""
+    for group in ("stats", "tokens", "proof"):
+        yield {
+            name: [(run, getattr(run.layout, group)[name]) for run in parts]
+            for name in getattr(parts[0].layout, group)
+        }
+
+
 def _block(run: Run, spec: ArraySpec, **place: int) -> NDArray[Any]:
     """The values at `place`, all samples of `run`, in the type of the array."""
-    return run.files.block(spec, **place)
+    return run.files.block(spec, None, **place)
 
 
 def _of_step(run: Run, spec: ArraySpec, step: StepRecord) -> NDArray[Any]:
@@ -113,8 +122,11 @@ def _qk(
             for name, spec in whole.items():
                 _adopt_chunks(run, own[name], spec, batch, place, writer)
         else:  # the last batch is smaller than the others, and so is what its chunks hold
-            blocks = [_block(run, spec, **place)[_evaluated(run, step)] for spec in own.values()]
-            writer.write_qk(step, layer, *blocks, first_sample=batch[0])
+            q, k, lse, *said = (
+                _block(run, spec, **place)[_evaluated(run, step)] for spec in own.values()
+            )
+            witness = Witness(*said) if said else None
+            writer.write_qk(step, layer, q, k, lse, first_sample=batch[0], witness=witness)
 
 
 def _adopt_chunks(

@@ -6,9 +6,10 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 
+import numpy as np
+
 from ditscope.core.axes import Branch
 from ditscope.runs.attention_rows import Operands
-from ditscope.runs.chunks import widen
 from ditscope.runs.files import RunFiles
 from ditscope.runs.layout import Layout
 
@@ -56,7 +57,8 @@ def stored(
     """
     manifest, parts = layout.manifest, {}
     together = range(len(manifest.labels))
-    for name, spec in layout.qk.items():
+    for name in ("q", "k", "lse"):
+        spec = layout.qk[name]
         group = sample // spec.samples_per_chunk
         together = [other for other in together if other // spec.samples_per_chunk == group]
         position = {"step": manifest.qk_steps.index(step), "layer": layer, "sample": group}
@@ -72,10 +74,11 @@ def stored(
         for index, evaluated in enumerate(layout.branches):
             if evaluated in manifest.steps[step].branches:
                 found[step, evaluated, other, layer] = Operands(
-                    q=widen(q[index], numbers),
-                    k=widen(k[index], numbers),
-                    lse=widen(lse[index], "float32"),
+                    q=q[index],
+                    k=k[index],
+                    lse=lse[index].astype(np.float32, copy=False),
                     scale=(manifest.steps[step].scales or manifest.scales)[layer],
                     source="stored",
+                    numbers=numbers,
                 )
     return found

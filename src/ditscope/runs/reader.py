@@ -5,23 +5,21 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, SupportsIndex
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ditscope.core import strict_json
-from ditscope.core.axes import BRANCH, HEAD, KEY, LAYER, QUERY, SAMPLE, STEP, Branch, X, Y
-from ditscope.core.integers import as_index
+from ditscope.core.axes import BRANCH, LAYER, QUERY, SAMPLE, STEP, Branch
 from ditscope.core.manifest import SCHEMA_VERSION, RunManifest, StepRecord
-from ditscope.core.sites import Site
 from ditscope.errors import BadRequest, BadRun, foreign, listed
 from ditscope.runs import invariants
 from ditscope.runs.arrays import check_array, check_group
-from ditscope.runs.attention_rows import Operands, columns, maps, rows
+from ditscope.runs.attention_rows import Operands, maps
+from ditscope.runs.choices import index_of, layer_of
 from ditscope.runs.files import RunFiles, read_regular
 from ditscope.runs.layout import (
     COMPLETE,
@@ -41,7 +39,9 @@ if TYPE_CHECKING:
 
     from ditscope.runs.verify import Verification
 
+
 Head = int | Literal["mean"]
+"""One head, or the mean over those of a layer: what plots and analyses of one map ask for."""
 
 
 class Run:
@@ -89,7 +89,18 @@ class Run:
         """
         from ditscope.runs import labelled
 
-        return labelled.statistics(self.files, self.layout, self.steps)
+        return labelled.of_heads(self.files, self.layout, self.layout.stats, self.steps)
+
+    @cached_property
+    def proof(self) -> xarray.Dataset:
+        """How far attention rebuilt from what was kept was from the kernel's, when it was recorded.
+
+        `row_sum` and `output` (step, branch, sample, layer, head) float32, see `runs.proof`; NaN
+        where nothing was rebuilt. `verify` computes them again. Raises BadRun.
+        """
+        from ditscope.runs import labelled
+
+        return labelled.of_heads(self.files, self.layout, self.layout.proof, self.steps)
 
     @cached_property
     def tokens(self) -> xarray.Dataset:
@@ -132,57 +143,48 @@ class Run:
 
     def attention(
         self,
-        layer: int | str,
-        head: Head,
-        step: int,
-        query: tuple[int, int] | int,
-        sample: int = 0,
-        branch: Branch = "cond",
+        layer: Any,
+        head: Any,
+        step: Any,
+        query: Any = None,
+        sample: Any = 0,
+        branch: Any = "cond",
+        *,
+        received: Any = None,
     ) -> xarray.DataArray:
-        """Where one patch looks: (y, x) probabilities that sum to 1.
+        """Where tokens look, (..., y, x): probabilities that sum to 1; or who looks at them.
 
-        Exact: from stored Q, K and log-sum-exp where they were kept, else by running this one step
-        again (`attrs["source"]`: "stored" or "replayed"). Where a layer has tokens that are no
-        patches, their share is `attrs["outside_grid"]`; without any patches the axis is (key,).
+        Exact: from stored Q, K and log-sum-exp where they were kept, else by running that one step
+        again (`attrs["source"]`: "stored" or "replayed"; `attrs["replay"]` says whether the replay
+        came to the recorded next latent). What is asked for as one index is no axis of the result
+        but an attribute. A mean over layers or heads holds one call of attention at a time.
 
         Args:
-            layer: index or name of the site.
-            head: index, or "mean" over the heads of the layer.
-            step: index of the step.
-            query: (y, x) of a patch, or the index of a token.
-            sample: index of the sample.
-            branch: half of classifier-free guidance.
+            layer: index or name of a site; several; "all"; or "mean" over all.
+            head: index; several; "all"; or "mean".
+            step: index; several; "all" or "mean" of those that evaluated the branch.
+            query: whose attention: (y, x) of a patch, the index of a token, or the mean over a box
+                (top, left, bottom, right) of patches, over a mask of the grid or of the picture,
+                or over all tokens ("mean").
+            sample: index; several; "all"; or "mean".
+            branch: half of classifier-free guidance; several; "all"; or "mean".
+            received: in place of `query`, the reverse: the share of its attention that each token
+                gives to that patch, token, box or mask. Even attention gives each patch 1 / keys.
+
+        Returns:
+            float32 with the axes that were asked for several of, in the order step, branch, sample,
+            layer, head; then the patches (y, x), or the token where a layer has no known patches.
+            Where it has tokens beside them their share is `outside_grid`.
 
         Raises:
             BadRequest: an argument is out of range; the message names the range.
-            BadRun: what is stored is damaged.
+            BadRun: what is stored is damaged, or a replay is not the recorded step.
             ResourceError: a replay is needed, and torch is not installed.
         """
-        call = self._call(layer, head, step, sample, branch)
-        token = _token(call.site, query, call.site.queries, QUERY)
-        found, error = rows(call.operands, call.heads, token)
-        place = {**call.place, QUERY: query, "row_sum_error": error}
-        return _on_grid(found.mean(axis=0), call.site, KEY, place)
+        from ditscope.runs.attention import Asked, attention
 
-    def received(
-        self,
-        layer: int | str,
-        head: Head,
-        step: int,
-        key: tuple[int, int] | int,
-        sample: int = 0,
-        branch: Branch = "cond",
-    ) -> xarray.DataArray:
-        """Who looks at one patch: (y, x), the share of its attention that each patch gives to it.
-
-        Arguments and errors as for `attention`. The shares are of different rows and sum to nothing
-        in particular; 1 / number of keys is an even share.
-        """
-        call = self._call(layer, head, step, sample, branch)
-        token = _token(call.site, key, call.site.keys, KEY)
-        found = columns(call.operands, call.heads, token)
-        place = {**call.place, KEY: key, "long_name": "share of each patch's attention received"}
-        return _on_grid(found.mean(axis=0), call.site, QUERY, place)
+        asked = Asked(layer, head, step, sample, branch, query, received)
+        return attention(self.layout, len(self.steps), self._operands.get, asked)
 
     def maps(
         self,
@@ -196,9 +198,20 @@ class Run:
 
         As `attention`, for work on many rows; `queries` are indices of tokens. Errors as there.
         """
-        call = self._call(layer, "mean", step, sample, branch)
-        tokens = np.array([_index(QUERY, token, call.site.queries) for token in queries], np.intp)
-        return maps(call.operands, tokens)
+        site = self.manifest.sites[
+            index_of(LAYER, layer_of(self.manifest.sites, layer), len(self.manifest.sites))
+        ]
+        step = index_of(STEP, step, len(self.steps))
+        evaluated = self.manifest.steps[step].branches
+        if branch not in evaluated:
+            raise BadRequest(
+                f"{foreign(branch)} was not evaluated at step {step}",
+                field=BRANCH,
+                expected=listed(evaluated),
+            )
+        sample = index_of(SAMPLE, sample, len(self.manifest.labels))
+        tokens = np.array([index_of(QUERY, token, site.queries) for token in queries], np.intp)
+        return maps(self._operands.get(step, branch, sample, site.index), tokens)
 
     def verify(self) -> Verification:
         """Hash every file and check every number; what is wrong is listed, not raised."""
@@ -211,48 +224,6 @@ class Run:
             return stored(self.files, self.layout, step, branch, sample, layer)
         again = replay(self, step=step, branch=branch, sample=sample, layer=layer)
         return {(step, branch, sample, layer): again}
-
-    def _call(self, layer: int | str, head: Head, step: int, sample: int, branch: Branch) -> _Call:
-        """One attention call of one sample, its arguments checked against what the run holds."""
-        site = self._site(layer)
-        step = _index(STEP, step, len(self.steps))
-        evaluated = self.manifest.steps[step].branches
-        if branch not in evaluated:
-            raise BadRequest(
-                f"{foreign(branch)} was not evaluated at step {step}",
-                field=BRANCH,
-                expected=listed(evaluated),
-            )
-        sample = _index(SAMPLE, sample, len(self.manifest.labels))
-        if head == "mean":
-            heads = slice(None)
-        else:
-            head = _index(HEAD, head, site.heads, 'or "mean"')
-            heads = slice(head, head + 1)
-        operands = self._operands.get(step, branch, sample, site.index)
-        place = {
-            LAYER: site.index,
-            "site": site.name,
-            HEAD: head,
-            STEP: step,
-            BRANCH: branch,
-            SAMPLE: sample,
-            "source": operands.source,
-        }
-        return _Call(site, heads, operands, place)
-
-    def _site(self, layer: int | str) -> Site:
-        sites = self.manifest.sites
-        if not isinstance(layer, str):
-            return sites[_index(LAYER, layer, len(sites))]
-        named = [site for site in sites if site.name == layer]
-        if len(named) != 1:
-            raise BadRequest(
-                f"{len(named)} sites are called {foreign(repr(layer))}",
-                field=LAYER,
-                expected=f"an index, or one of {listed(site.name for site in sites)}",
-            )
-        return named[0]
 
 
 def open_run(path: str | os.PathLike[str], allow_partial: bool = False) -> Run:
@@ -336,58 +307,3 @@ def _check_files(run: Run) -> None:
         file = run.path / spec.metadata_file
         found = strict_json.parse(run.files.read(spec.metadata_file), file=file, error=BadRun)
         check_array(found, spec, str(file))
-
-
-@dataclass(frozen=True)
-class _Call:
-    site: Site
-    heads: slice
-    operands: Operands
-    place: dict[str, object]
-
-
-def _index(name: str, value: SupportsIndex, count: int, others: str = "") -> int:
-    try:
-        index = as_index(value)
-    except TypeError:
-        index = -1
-    if not 0 <= index < count:
-        expected = f"an index from 0 to {count - 1}" if count else f"a run with a {name}"
-        raise BadRequest(
-            f"{name} {foreign(value)}", field=name, expected=f"{expected} {others}".rstrip()
-        )
-    return index
-
-
-def _token(site: Site, place: tuple[int, int] | int, count: int, axis: str) -> int:
-    if not isinstance(place, Sequence):
-        return _index(axis, place, count)
-    if site.grid is None:
-        raise BadRequest(
-            f"{site.name} has no known patches", field=axis, expected="the index of a token"
-        )
-    try:
-        y, x = (as_index(part) for part in place)
-        return site.grid.token(y, x)
-    except (TypeError, ValueError, IndexError):
-        raise BadRequest(
-            f"patch {foreign(place)}",
-            field=axis,
-            expected=f"(y, x) from (0, 0) to {(site.grid.height - 1, site.grid.width - 1)}",
-        ) from None
-
-
-def _on_grid(
-    values: NDArray[np.float32], site: Site, axis: str, place: dict[str, object]
-) -> xarray.DataArray:
-    import xarray
-
-    attributes = {"long_name": "attention probability", **place}
-    if site.grid is None:
-        return xarray.DataArray(values, dims=(axis,), attrs=attributes, name="attention")
-    grid = site.grid
-    patches = values[grid.start : grid.start + grid.count].reshape(grid.height, grid.width)
-    if grid.count < len(values):
-        attributes["outside_grid"] = float(values.sum() - patches.sum())
-    coords = {Y: np.arange(grid.height), X: np.arange(grid.width)}
-    return xarray.DataArray(patches, coords, (Y, X), name="attention", attrs=attributes)

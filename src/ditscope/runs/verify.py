@@ -14,10 +14,11 @@ from ditscope.core.axes import Branch
 from ditscope.core.statistics import STATISTICS
 from ditscope.errors import BadRun
 from ditscope.runs.arrays import ArraySpec
-from ditscope.runs.attention_rows import rows
+from ditscope.runs.attention_rows import Tokens, looking
 from ditscope.runs.files import RunFiles
 from ditscope.runs.layout import Layout
 from ditscope.runs.operands import stored
+from ditscope.runs.verify_proof import Proven, proof_checks
 
 CHECKED_ROWS = 32
 BOUND_SLACK = 0.01
@@ -34,6 +35,7 @@ class Verification:
     num_files: int
     num_bytes: int
     num_rows: int  # stored attention rows that were rebuilt and summed
+    proof: dict[str, float]  # largest error of each kind of `runs.proof`, computed again
 
     @property
     def ok(self) -> bool:
@@ -45,12 +47,14 @@ def verify(files: RunFiles, layout: Layout, *, ended: bool) -> Verification:
     """Hash and decode every listed file, and check what its numbers must satisfy.
 
     Latents are finite. Statistics are within their bounds where a branch was evaluated, NaN where
-    not. Images decode to one size. For a choice of stored queries the attention sums to one.
-    Damage is listed, never raised.
+    not. Images decode to one size. For a choice of stored queries the attention sums to one. The
+    proof of the run is computed again from what is stored: it must come out as it was recorded, and
+    within rounding. Damage is listed, never raised.
     """
     problems: list[str] = []
     places = _row_places(layout)
-    for check in _checks(files, layout, places, ended=ended):
+    proven = Proven()
+    for check in _checks(files, layout, places, proven, ended=ended):
         try:
             problems += check()
         except BadRun as error:
@@ -59,7 +63,8 @@ def verify(files: RunFiles, layout: Layout, *, ended: bool) -> Verification:
         problems=tuple(dict.fromkeys(problems)),  # one damaged chunk may fail several checks
         num_files=len(files.records),
         num_bytes=sum(record.size for record in files.records.values()),
-        num_rows=len(places),
+        num_rows=len(places) + proven.num_rows,
+        proof=proven.largest,
     )
 
 
@@ -73,12 +78,13 @@ class _Place(NamedTuple):
 
 
 def _checks(
-    files: RunFiles, layout: Layout, places: list[_Place], *, ended: bool
+    files: RunFiles, layout: Layout, places: list[_Place], proven: Proven, *, ended: bool
 ) -> Iterator[Check]:
     for name in (*layout.group_files, *(spec.metadata_file for spec in layout.arrays)):
         yield partial(_unchanged, files, name)
     for step in layout.manifest.committed_steps:
         yield from _step_checks(files, layout, step)
+        yield from proof_checks(files, layout, step, proven)
     for place in places:
         yield partial(_sums_to_one, files, layout, place)
     if ended:
@@ -95,10 +101,10 @@ def _step_checks(files: RunFiles, layout: Layout, step: int) -> Iterator[Check]:
     for statistic, spec in layout.stats.items():
         for name in spec.chunk_files(step=step):
             yield partial(_in_bounds, files, layout, statistic, step, name)
-    for spec in layout.tokens.values():
+    for spec in (*layout.tokens.values(), *layout.proof.values()):
         for name in spec.chunk_files(step=step):
             yield partial(_decodes, files, spec, name)
-    if step in layout.manifest.qk_steps:
+    if step in layout.manifest.qk_steps and not layout.manifest.steps[step].proven_queries:
         position = layout.manifest.qk_steps.index(step)
         for spec in layout.qk.values():
             for name in spec.chunk_files(step=position):
@@ -146,7 +152,8 @@ def _sums_to_one(files: RunFiles, layout: Layout, place: _Place) -> Iterator[str
     call = (place.step, place.branch, place.sample, place.layer)
     operands = stored(files, layout, *call)[call]
     try:
-        rows(operands, slice(place.head, place.head + 1), place.query)
+        query = Tokens(np.array([place.query]), np.ones(1))
+        looking(operands, slice(place.head, place.head + 1), query)
     except BadRun as error:
         yield f"{files.root}: step {place.step}, {place.branch}, layer {place.layer}: {error}"
 

@@ -37,6 +37,7 @@ from ditscope.runs import invariants
 from ditscope.runs.arrays import ArraySpec, group_document
 from ditscope.runs.chunks import encode
 from ditscope.runs.layout import COMPLETE, MANIFEST, layout_of, seal_of
+from ditscope.runs.proof import Witness
 from ditscope.runs.target import Target
 
 _NEXT_MANIFEST = f"{MANIFEST}.tmp"
@@ -107,6 +108,7 @@ class RunWriter:
         latent: NDArray[np.float32],
         stats: Mapping[str, NDArray[np.float32]],
         tokens: Mapping[str, NDArray[np.float32]] | None = None,
+        proof: Mapping[str, NDArray[np.float32]] | None = None,
     ) -> None:
         """Write the network input of one evaluation and its metrics.
 
@@ -116,17 +118,20 @@ class RunWriter:
             stats: every statistic of the manifest, each (branch, sample, layer, head) float32, with
                 the branches that this step evaluates, in the order of its record.
             tokens: every token statistic, likewise, each (branch, sample, layer, head, token).
+            proof: the errors of `ditscope.runs.proof`, each as a statistic; NaN where nothing was
+                rebuilt.
 
         Raises:
             BadRequest: out of order, a statistic is missing or unknown, or a shape is wrong.
             NumericalError: the latent is not finite.
         """
         self._expect_step(index)
-        tokens = tokens or {}
-        for field, given, known in (
+        groups = (
             ("stats", stats, self._layout.stats),
-            ("tokens", tokens, self._layout.tokens),
-        ):
+            ("tokens", tokens or {}, self._layout.tokens),
+            ("proof", proof or {}, self._layout.proof),
+        )
+        for field, given, known in groups:
             if given.keys() != known.keys():
                 raise BadRequest(
                     f"statistics {listed(sorted(given)) or 'none'}",
@@ -135,10 +140,9 @@ class RunWriter:
                 )
         _expect_finite(latent, f"step {index}")
         self._put_block(self._layout.latents, latent, step=index)
-        for name, spec in self._layout.stats.items():
-            self._put_block(spec, self._all_branches(index, stats[name], np.nan), step=index)
-        for name, spec in self._layout.tokens.items():
-            self._put_block(spec, self._all_branches(index, tokens[name], np.nan), step=index)
+        for _, given, known in groups:
+            for name, spec in known.items():
+                self._put_block(spec, self._all_branches(index, given[name], np.nan), step=index)
 
     def write_qk(
         self,
@@ -148,6 +152,7 @@ class RunWriter:
         k: NDArray[np.generic],
         lse: NDArray[np.float32],
         first_sample: int = 0,
+        witness: Witness | None = None,
     ) -> None:
         """Write what rebuilds every attention map of one layer at one of `manifest.qk_steps`.
 
@@ -161,6 +166,7 @@ class RunWriter:
             k: (branch, sample, head, key, head_width), likewise.
             lse: (branch, sample, head, query) float32, natural log of the softmax denominator.
             first_sample: index of the first sample of q, k and lse.
+            witness: what the kernel said of the same samples, where this step is proven.
 
         Raises:
             BadRequest: out of order, this step is not kept, or a shape or type is wrong.
@@ -171,8 +177,15 @@ class RunWriter:
                 f"Q and K of step {step}", expected=f"a step of {listed(self._manifest.qk_steps)}"
             )
         place = {"step": self._manifest.qk_steps.index(step), "layer": layer}
-        for name, values, absent in (("q", q, 0), ("k", k, 0), ("lse", lse, np.nan)):
-            full = self._all_branches(step, values, absent)
+        parts: dict[str, NDArray[np.generic]] = {"q": q, "k": k, "lse": lse}
+        if witness is not None:
+            parts |= {"values": witness.values, "outputs": witness.outputs}
+        if parts.keys() != self._layout.qk.keys():
+            raise BadRequest(
+                f"{listed(parts)} of step {step}", expected=listed(self._layout.qk), field="qk"
+            )
+        for name, values in parts.items():
+            full = self._all_branches(step, values, 0 if name in ("q", "k") else np.nan)
             self._put_block(self._layout.qk[name], full, first_sample, **place)
 
     def commit_step(self, index: int) -> None:

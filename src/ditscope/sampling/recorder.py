@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import math
 import platform
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ditscope.attention.capture import Capture, Moment
+from ditscope.attention.capture import Capture, Moment, Seen
 from ditscope.attention.edits.forward import softmax_scales
 from ditscope.attention.edits.kinds import specs_of
 from ditscope.attention.metrics.plan import plan_of
@@ -33,12 +35,14 @@ from ditscope.core.manifest import (
     SamplerRecord,
     StepRecord,
 )
-from ditscope.core.sites import Site
 from ditscope.core.statistics import STATISTICS
 from ditscope.diffusion.guidance import branches_at
 from ditscope.diffusion.schedule import Evaluation
+from ditscope.runs.background import Background
+from ditscope.runs.proof import ERRORS, proven_queries
 from ditscope.runs.writer import RunWriter
 from ditscope.sampling.job import Job
+from ditscope.sampling.kept_call import HostCopy, KeptCall
 from ditscope.version import __version__
 
 
@@ -46,12 +50,16 @@ class Recorder:
     """Records the attention of every batch of every evaluation into a run directory.
 
     Used as a context manager around the sampling. Statistics are computed beside the attention
-    calls and only small arrays are kept, until the step they belong to is committed.
+    calls and only small arrays are kept, until the step they belong to is committed. What takes
+    long, proving and packing and the disk, is done in the background with bounded memory; the
+    whole of it is done when the block ends.
     """
 
     def __init__(self, job: Job, manifest: RunManifest, path: Path, *, overwrite: bool) -> None:
-        self._job = job
+        self._job, self._manifest = job, manifest
         self._writer = RunWriter(path, manifest, overwrite=overwrite)
+        self._background = Background()
+        self._proof: dict[str, NDArray[np.float32]] = {}  # of this step
         self._stats: list[dict[str, NDArray[np.float32]]] = []  # of this step, one per batch
         self._tokens: list[dict[str, NDArray[np.float32]]] = []  # likewise
         self._before: dict[tuple[int, ...], Moment] = {}  # the last forward of each batch
@@ -66,7 +74,10 @@ class Recorder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._writer.__exit__(kind, error, traceback)
+        try:
+            self._background.__exit__(kind, error, traceback)
+        finally:
+            self._writer.__exit__(kind, error, traceback)
 
     @contextlib.contextmanager
     def watching(
@@ -75,20 +86,25 @@ class Recorder:
         """Watch the one forward of `batch` that runs in the block."""
         settings = self._job.settings
         shape = (len(branches), len(batch))
-        keeps_qk = evaluation.index in settings.qk_steps
-
-        def keep(site: Site, q: Tensor, k: Tensor, lse: Tensor) -> None:
-            parts = (_stored(part).reshape(*shape, *part.shape[1:]) for part in (q, k, lse))
-            self._writer.write_qk(evaluation.index, site.index, *parts, first_sample=batch[0])
-
-        if not settings.metrics and not keeps_qk:
+        record = self._manifest.steps[evaluation.index]
+        if not record.proven_queries:  # only the latent of this step is recorded
             yield
             return
+        proof = self._proof = self._proof or self._nothing_proven(record)
+        whole = record.index in settings.qk_steps
+        site, row = _proven_place(record.index, len(self._job.sites), math.prod(shape))
+
+        def keep(seen: Seen) -> None:
+            if whole or seen.site.index == site:
+                call = KeptCall(seen, record, None if whole else row)
+                store = partial(self._store, call, record, batch, proof)
+                self._background.submit(call.nbytes, store)
+
         moment = Moment(branches, self._before.pop(batch, None))
         capture = Capture(
             self._job.sites,
             settings.metrics,
-            keep if keeps_qk else None,
+            on_attention=keep,
             detail=settings.detail,
             moment=moment,
         )
@@ -113,15 +129,59 @@ class Recorder:
         )
         self._stats.clear()
         self._tokens.clear()
-        self._writer.write_step(evaluation.index, x.cpu().numpy(), stats, tokens)
-        self._writer.commit_step(evaluation.index)
+        proof, self._proof = self._proof, {}
+        latent, index = HostCopy(x), evaluation.index
+
+        def write() -> None:
+            self._writer.write_step(index, latent.numpy(), stats, tokens, proof)
+            self._writer.commit_step(index)
+
+        arrays = (*stats.values(), *tokens.values(), *proof.values())
+        self._background.submit(latent.nbytes + sum(each.nbytes for each in arrays), write)
 
     def finish(self, final: Tensor, images: NDArray[np.uint8]) -> None:
         """Write the end of the sampling and seal the run."""
+        self._background.wait()
         self._writer.write_final(final.numpy())
         for index, pixels in enumerate(images):
             self._writer.write_image(index, pixels)
         self._writer.complete()
+
+    def _nothing_proven(self, record: StepRecord) -> dict[str, NDArray[np.float32]]:
+        """Room for the proof of a step, by name (branch, sample, layer, head)."""
+        sites, samples = self._manifest.sites, len(self._manifest.labels)
+        shape = (len(record.branches), samples, len(sites), max(site.heads for site in sites))
+        return {name: np.full(shape, np.nan, np.float32) for name in ERRORS}
+
+    def _store(
+        self,
+        call: KeptCall,
+        record: StepRecord,
+        batch: tuple[int, ...],
+        proof: dict[str, NDArray[np.float32]],
+    ) -> None:
+        """Prove a call, and write it if it is kept. Runs in the background."""
+        shape = (len(record.branches), len(batch))
+        if call.row is None:
+            branches, samples = slice(None), slice(batch[0], batch[0] + len(batch))
+            q, k, lse, witness = call.parts(*shape)
+            self._writer.write_qk(
+                record.index, call.layer, q, k, lse, first_sample=batch[0], witness=witness
+            )
+        else:
+            branch, sample = divmod(call.row, len(batch))
+            branches, samples = slice(branch, branch + 1), slice(batch[sample], batch[sample] + 1)
+        for name, found in call.errors().items():
+            place = proof[name][branches, samples, call.layer, : found.shape[-1]]
+            place[:] = found.reshape(place.shape)
+
+
+def _proven_place(step: int, num_sites: int, num_rows: int) -> tuple[int, int]:
+    """Which site, and which row of every batch, is proven at a step that keeps no Q and K.
+
+    One at a time, in turn: a step costs nearly nothing, and a run of some length covers the model.
+    """
+    return step % num_sites, step // num_sites % num_rows
 
 
 def manifest_of(job: Job) -> RunManifest:
@@ -161,20 +221,7 @@ def manifest_of(job: Job) -> RunManifest:
             interval=interval,
             null_label=pipe.model.config.null_label,
         ),
-        steps=tuple(
-            StepRecord(
-                index=each.index,
-                solver_step=each.solver_step,
-                evaluation=each.evaluation,
-                timestep=each.timestep,
-                noise_level=each.noise_level,
-                branches=branches_at(each, job.cfg_scale, interval),
-                scales=softmax_scales(settings.edits, sites, each.index)
-                if settings.edits and each.index in settings.qk_steps
-                else None,
-            )
-            for each in job.plan.evaluations
-        ),
+        steps=tuple(_step_record(job, each) for each in job.plan.evaluations),
         latent_shape=pipe.latent_shape,
         sites=sites,
         statistics=settings.metrics,
@@ -187,19 +234,29 @@ def manifest_of(job: Job) -> RunManifest:
     )
 
 
+def _step_record(job: Job, each: Evaluation) -> StepRecord:
+    settings, keeps_qk = job.settings, each.index in job.settings.qk_steps
+    return StepRecord(
+        index=each.index,
+        solver_step=each.solver_step,
+        evaluation=each.evaluation,
+        timestep=each.timestep,
+        noise_level=each.noise_level,
+        branches=branches_at(each, job.cfg_scale, settings.cfg_interval),
+        scales=softmax_scales(settings.edits, job.sites, each.index)
+        if settings.edits and keeps_qk
+        else None,
+        proven_queries=proven_queries(settings.seed, each.index, job.sites)
+        if settings.metrics or keeps_qk
+        else (),
+    )
+
+
 def _described(name: str) -> MetricRecord:
     about = STATISTICS[name]
     return MetricRecord(
         long_name=about.long_name, unit=about.unit, formula=about.formula, source=about.source
     )
-
-
-def _stored(tensor: Tensor) -> NDArray[Any]:
-    """The numbers as they are kept: bfloat16 as the bits of uint16."""
-    tensor = tensor.detach().cpu().contiguous()
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.uint16).numpy()
-    return tensor.numpy()
 
 
 def _branches_first(values: Tensor, shape: tuple[int, int]) -> NDArray[np.float32]:

@@ -17,15 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from ditscope.attention.capture import Capture
+from ditscope.attention.capture import Capture, Seen
 from ditscope.attention.edits.forward import EditedForward
 from ditscope.attention.edits.kinds import AnyEdit, edits_of
-from ditscope.attention.operands import Operands as Attention
 from ditscope.core.axes import Branch
 from ditscope.core.manifest import ModelRecord
-from ditscope.core.sites import Site
 from ditscope.errors import BadCheckpoint, BadRequest, BadRun
 from ditscope.model.config import DiTConfig
 from ditscope.pipeline import DType, Pipeline, load
@@ -70,12 +67,13 @@ def _forward(run: Run, step: int, sample: int) -> dict[tuple[Branch, int], Opera
     batch = next(batch for batch in manifest.batches if sample in batch)
     found: dict[tuple[Branch, int], Operands] = {}
 
-    def keep(site: Site, attention: Attention, lse: Tensor) -> None:
+    def keep(seen: Seen) -> None:
+        attention = seen.operands
         for half, branch in enumerate(record.branches):
             row = half * len(batch) + batch.index(sample)
-            parts = (attention.q, attention.k, lse)
+            parts = (attention.q, attention.k, seen.lse)
             q_row, k_row, lse_row = (part[row].float().cpu().numpy() for part in parts)
-            found[branch, site.index] = (q_row, k_row, lse_row, attention.scale)
+            found[branch, seen.site.index] = (q_row, k_row, lse_row, attention.scale)
 
     latent = torch.from_numpy(run.latents.isel(step=step, sample=list(batch)).values)
     labels = {
