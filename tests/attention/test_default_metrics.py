@@ -99,20 +99,23 @@ def calls():
 @pytest.mark.parametrize("name", calls())
 @pytest.mark.parametrize("size", [0.01, 1.0, 8.0])
 @pytest.mark.parametrize("grid", [GRID, TokenGrid(height=3, width=4, start=5)])
-def test_tiles_give_the_first_bits(name, size, grid):
+def test_tiles_give_the_first_bits(monkeypatch, name, size, grid):
+    monkeypatch.setattr(stats, "way", lambda *_: "tiles")
     call = AttentionCall(*qkv(width=72, size=size), **calls()[name])
     equal(measure(operands(call), plan_of(DEFAULT_METRICS), grid).heads, first_tiles(call, grid))
 
 
 @pytest.mark.parametrize("size", [0.01, 1.0, 8.0])
 def test_fused_calls_give_the_first_bits(monkeypatch, size):
-    monkeypatch.setattr(stats, "_fused_pays", lambda _: True)
+    monkeypatch.setattr(stats, "way", lambda *_: "fused")
     call = AttentionCall(*qkv(width=72, size=size, dtype=torch.bfloat16))
     equal(measure(operands(call), plan_of(DEFAULT_METRICS), GRID).heads, first_fused(call, GRID))
 
 
 def test_two_fused_calls_or_one_pass_serve_the_default():
     assert explain() == (
+        "without a mask, where there is a kernel, one pass over scores that are not kept,\n"
+        "for all of this; else:\n"
         "where a mask or the precision asks for it, one pass over tiles of scores, softmax and "
         "log-sum-exp of each:\n"
         "  reduced per query: entropy\n"
@@ -132,7 +135,7 @@ def test_as_many_fused_calls_as_are_said(monkeypatch, names):
         made.append(arguments)
         return attention_lse(*arguments)
 
-    monkeypatch.setattr(stats, "_fused_pays", lambda _: True)
+    monkeypatch.setattr(stats, "way", lambda *_: "fused")
     monkeypatch.setattr(stats, "attention_lse", counted)
     measure(operands(AttentionCall(*qkv())), plan_of(names), GRID)
     said = [line for line in explain(names).splitlines() if line[2:3].isdigit()]

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ditscope.attention import stats, tiles
+from ditscope.attention.kernels import cpu
 from ditscope.attention.metrics.plan import explain, plan_of
 from ditscope.attention.metrics.registry import BRANCHES, STEPS, find
 from ditscope.attention.operands import operands
@@ -151,17 +152,24 @@ FUSED = tuple(name for name in NAMES if plan_of([name]).fusable)
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-3)])
 def test_fused_calls_serve_what_follows_from_theirs(monkeypatch, dtype, bound):
     """In bfloat16 within the bounds of a kernel that rounds its output to 8 bits."""
-    monkeypatch.setattr(stats, "_fused_pays", lambda _: True)
-    monkeypatch.setattr(stats, "tiled_evidence", None)
+    monkeypatch.setattr(stats, "way", lambda *_: "fused")
     assert {"effective_keys", "sink_mass", "mass_text", "high_frequency"} < set(FUSED)
     call = AttentionCall(*qkv(queries=32, dtype=dtype, width=64))
     assert wrong(call, JOINT, SEGMENTS, names=FUSED, bound=bound) == {}
 
 
-def test_a_metric_does_not_depend_on_the_others_that_are_asked_for():
+ROWS = tuple(name for name in NAMES if plan_of([name]).one_pass)
+
+
+@pytest.mark.parametrize(("way", "names"), [("tiles", NAMES), ("rows", ROWS)])
+def test_a_metric_does_not_depend_on_the_others_that_are_asked_for(monkeypatch, way, names):
+    """Not on one bit, as long as all are made in one way."""
+    if way == "rows" and not cpu.available():
+        pytest.skip("no C++ compiler here")
+    monkeypatch.setattr(stats, "way", lambda *_: way)
     call = AttentionCall(*qkv(heads=3))
-    everything = measure(operands(call), plan_of(NAMES), GRID).heads
-    for name in NAMES:
+    everything = measure(operands(call), plan_of(names), GRID).heads
+    for name in names:
         alone = measure(operands(call), plan_of([name]), GRID).heads
         assert list(alone) == [name]
         assert torch.equal(alone[name].nan_to_num(-1), everything[name].nan_to_num(-1)), name
@@ -238,6 +246,8 @@ def test_every_metric_is_within_its_bounds(shape, size, others, heads, seed):
 def test_the_plan_says_what_is_shared():
     text = explain(["effective_keys", "mean_distance", "mass_text", "sink_mass"])
     assert text == (
+        "without a mask, where there is a kernel, one pass over scores that are not kept,\n"
+        "for all of this; else:\n"
         "one pass over tiles of scores, softmax and log-sum-exp of each:\n"
         "  reduced per query: entropy\n"
         "  reduced per image query: mean_distance\n"

@@ -12,9 +12,10 @@ from tests.attention.reference import Plain, tiny_dit
 from tests.attention.zoo import MODELS, made
 
 
-@pytest.mark.parametrize("fused", [False, True])
-def test_under_autocast_and_inference(monkeypatch, fused):
-    monkeypatch.setattr(stats, "_fused_pays", lambda _: fused)
+@pytest.mark.parametrize("way", ["tiles", "fused", None])
+def test_under_autocast_and_inference(monkeypatch, way):
+    if way:
+        monkeypatch.setattr(stats, "way", lambda *_: way)
     model, inputs = tiny_dit()
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         plain = model(*inputs)

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ditscope.attention import stats, tiles
+from ditscope.attention.kernels import cpu
 from ditscope.attention.operands import operands
 from ditscope.attention.seam import AttentionCall
 from ditscope.attention.stats import head_statistics, statistics_and_lse
@@ -18,11 +19,17 @@ NAMES = DEFAULT_METRICS
 GRID = TokenGrid(height=4, width=6)
 
 
-@pytest.fixture(params=["tiles", "fused"])
+@pytest.fixture(params=["tiles", "fused", "rows"])
 def path(request, monkeypatch):
-    """Both ways to a statistic, on shapes for which only one would be taken."""
-    monkeypatch.setattr(stats, "_fused_pays", lambda _: request.param == "fused")
+    """All ways to a statistic, on shapes for which only one would be taken."""
+    if request.param == "rows" and not cpu.available():
+        pytest.skip("no C++ compiler here")
+    take(monkeypatch, request.param)
     return request.param
+
+
+def take(monkeypatch, way):
+    monkeypatch.setattr(stats, "way", lambda *_: way)
 
 
 def errors(call, grid, names=NAMES):
@@ -69,7 +76,7 @@ HARD = {
 def test_bfloat16(path, case, width):
     how, bounds = HARD[case]
     q, k, v = qkv(queries=96, width=width, dtype=torch.bfloat16, **how)
-    if path == "tiles":
+    if path != "fused":
         bounds = dict(entropy=1e-4, rms_distance=2e-5, received_max=1e-5)
     found = errors(AttentionCall(q, k, v), TokenGrid(height=8, width=12))
     within(found, **bounds, lse=3e-4)
@@ -98,7 +105,7 @@ def test_offset_would_cost_precision(monkeypatch):
     q, k, v = qkv(queries=96, width=72)
     k = k + 40 * torch.eye(72)[0]
     call = AttentionCall(q.bfloat16(), k.bfloat16(), v.bfloat16())
-    monkeypatch.setattr(stats, "_fused_pays", lambda _: True)
+    take(monkeypatch, "fused")
     centred = errors(call, None, ("entropy",))["entropy"]
     monkeypatch.setattr(stats, "_common_offset", lambda k: k.new_zeros(1, 1, 1, k.shape[-1]))
     assert errors(call, None, ("entropy",))["entropy"] > 3 * centred

@@ -1,7 +1,10 @@
-"""The metrics of one attention call: the default ones at the price of one or two such calls.
+"""The metrics of one attention call, in the cheapest of three ways.
 
-The default metrics are attention again, with other values: no map is made. With `l` the
-log-sum-exp of a query and `P` the map,
+By rows: a kernel of ours makes one pass over the scores and keeps none. It serves some metrics,
+calls without a mask, and machines where it can be had; see `kernels.rows`.
+
+By fused calls: the default metrics are attention again, with other values, and no map is made. With
+`l` the log-sum-exp of a query and `P` the map,
 
 * entropy: `mean l - scale * mean <q, P k>`, from a call whose values are the keys;
 * received mass: swap queries and keys and add `-l` to the scores of what are now the keys; the
@@ -10,9 +13,9 @@ log-sum-exp of a query and `P` the map,
   each query, so its output holds, for every key, where its readers are. The mean square distance
   is then a sum of terms that are never negative and do not cancel in low precision.
 
-On a CPU these calls pay only in low precision and for many tokens: else one pass over tiles of
-scores in float32 is cheaper, and exact. Tiles also serve masks, devices without the operators and
-the metrics that no such call gives: if one of these is asked for, all come from the one pass.
+On a CPU these calls pay only in low precision and for many tokens.
+
+By tiles: all else, in one pass over tiles of scores in float32, which serves every metric and mask.
 
 Shapes: B rows, H heads, N queries, M keys, K head width, G grid rows plus grid columns.
 """
@@ -25,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ditscope.attention.kernels.rows import evidence_of_rows, serves
 from ditscope.attention.lse import LOW_PRECISION, attention_lse, has_fused_lse
 from ditscope.attention.metrics.evidence import Evidence, Measured, measured
 from ditscope.attention.metrics.plan import Plan, plan_of
@@ -87,12 +91,16 @@ def measure(
     """
     q, k = attention.q, attention.k
     scope = Scope(q.shape[1], q.shape[2], k.shape[2], q.device, grid, segments)
-    planar = grid is None or grid.frames == 1  # else distances have three axes
-    if plan.fusable and planar and _fused_pays(attention):
-        evidence = _fused_evidence(attention, scope, plan)
-    else:
-        evidence = tiled_evidence(attention, scope, plan)
+    evidence = _WAYS[way(attention, scope, plan)](attention, scope, plan)
     return measured(evidence, scope, plan)
+
+
+def way(attention: Operands, scope: Scope, plan: Plan) -> str:
+    """How the metrics of a call are made: by "rows", by "fused" calls or by "tiles"."""
+    if plan.one_pass and serves(attention):
+        return "rows"
+    planar = scope.grid is None or scope.grid.frames == 1  # else distances have three axes
+    return "fused" if plan.fusable and planar and _fused_pays(attention) else "tiles"
 
 
 def _fused_pays(attention: Operands) -> bool:
@@ -130,6 +138,9 @@ def _fused_evidence(attention: Operands, scope: Scope, plan: Plan) -> Evidence:
         sums = attention_lse(k, q, k.new_zeros(1).expand_as(q), -lse, scale)[1]
     share = None if sums is None else sums.flatten(0, 1).exp() / scope.queries
     return Evidence(lse.flatten(0, 1), means, share)
+
+
+_WAYS = {"rows": evidence_of_rows, "fused": _fused_evidence, "tiles": tiled_evidence}
 
 
 def _mean_square_distance(

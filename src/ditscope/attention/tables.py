@@ -69,6 +69,32 @@ def _places(frames: int, height: int, width: int, device: torch.device) -> Tenso
     return torch.cartesian_prod(*axes)
 
 
+def token_places(grid: TokenGrid, tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Places of the image tokens (3, I), and of all tokens (3, N), NaN where they have none.
+
+    Frame, grid row and grid column, from the middle of the grid.
+    """
+    sides = (grid.frames, grid.height, grid.width)
+    image = _places_of_image(*sides, device)
+    if grid.count == tokens:
+        return image, image
+    return image, _places_of_all(*sides, grid.start, tokens, device)
+
+
+@_remembered
+def _places_of_image(frames: int, height: int, width: int, device: torch.device) -> Tensor:
+    return _places(frames, height, width, device).mT.contiguous()
+
+
+@_remembered
+def _places_of_all(
+    frames: int, height: int, width: int, start: int, tokens: int, device: torch.device
+) -> Tensor:
+    everyone = torch.full((3, tokens), torch.nan, device=device)
+    everyone[:, start : start + frames * height * width] = _places(frames, height, width, device).mT
+    return everyone
+
+
 @_remembered
 def lines(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The grid column and then the grid row of each patch, as one-hot vectors: (I, G)."""

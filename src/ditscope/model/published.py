@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from ditscope.core import strict_json
 from ditscope.core.atomic import check_space, file_sha256
+from ditscope.core.cache import cache_folder
 from ditscope.errors import BadCheckpoint, BadRequest, DitscopeError, ResourceError, foreign, listed
 from ditscope.model.header import is_tensor_name, looks_like_pickle, read_header
 from ditscope.model.infer import infer_config, table_note
@@ -126,13 +127,7 @@ def read_pickled(path: str | os.PathLike[str], *, part: Part | None = None) -> P
 @contextlib.contextmanager
 def _cache_folder() -> Iterator[Path]:
     """The user's cache, or a temporary folder where there is none that can be written."""
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    try:
-        folder = (base if base.is_absolute() else Path.home() / ".cache") / "ditscope" / "published"
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except (OSError, RuntimeError):  # RuntimeError: there is no home
-        folder = None
-    if folder and os.access(folder, os.W_OK | os.X_OK):
+    if folder := cache_folder("published"):
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="ditscope-", ignore_cleanup_errors=True) as temporary:

@@ -28,7 +28,7 @@ def _sum_of_squares(tile: Tile) -> Tensor:
     return torch.mv(tile.p.flatten(1), _squares(tile).flatten())
 
 
-@reduces("rms_distance", IMAGE, finish=_root, total=_sum_of_squares, fused=True)
+@reduces("rms_distance", IMAGE, finish=_root, total=_sum_of_squares, fused=True, one_pass=True)
 def rms_distance(tile: Tile) -> Tensor:
     """Mean square distance of each query; the root is taken last."""
     return (tile.p * _squares(tile)).sum(-1)
@@ -42,13 +42,13 @@ def _sum_of_distances(tile: Tile) -> Tensor:
     return torch.mv(tile.p.flatten(1), _distances(tile).flatten())
 
 
-@reduces("mean_distance", IMAGE, total=_sum_of_distances)
+@reduces("mean_distance", IMAGE, total=_sum_of_distances, one_pass=True)
 def mean_distance(tile: Tile) -> Tensor:
     """Has no form as value columns: tiles are needed for the root of each pair."""
     return (tile.p * _distances(tile)).sum(-1)
 
 
-@reduces("centroid_offset", IMAGE)
+@reduces("centroid_offset", IMAGE, one_pass=True)
 def centroid_offset(tile: Tile) -> Tensor:
     """From the place of the query to its mean place under the attention."""
     place = places(tile.grid, tile.p.device)  # (I, 3)

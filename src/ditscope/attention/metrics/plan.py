@@ -1,7 +1,8 @@
 """Which passes over the tokens the asked metrics take: as few as can be, and shared.
 
-A call is either reduced by fused attention calls alone, where each asked metric can be had so and
-it is cheaper, or by one pass over tiles of scores, which serves every metric.
+A call is reduced by the kernel of the device, if it makes each asked metric; or by fused attention
+calls alone, where each can be had so and it is cheaper; or by one pass over tiles of scores, which
+serves every metric.
 """
 
 from __future__ import annotations
@@ -49,6 +50,12 @@ class Plan:
         return not self.tokens and all(each.fused for each in (*self.queries, *self.image))
 
     @property
+    def one_pass(self) -> bool:
+        """Whether the kernel of a device, where there is one, can serve it."""
+        expected = self.tokens and self.columns  # of each query: sums that no kernel makes
+        return not expected and all(each.one_pass for each in (*self.queries, *self.image))
+
+    @property
     def token_names(self) -> tuple[str, ...]:
         """The metrics of which the numbers of single tokens are kept."""
         return tuple(name for name in self.names if self.tokens and find(name).statistic.axis)
@@ -72,6 +79,11 @@ class Plan:
             lines[0] = f"where a mask or the precision asks for it, {lines[0]}"
             lines.append("elsewhere, fused attention calls and no tile:")
             lines += [f"  {number}. {call}" for number, call in enumerate(self._calls(), 1)]
+        if self.one_pass:
+            lines[:0] = [
+                "without a mask, where there is a kernel, one pass over scores that are not kept,",
+                "for all of this; else:",
+            ]
         for metrics, other in ((self.steps, "step before"), (self.branches, "other branch")):
             if metrics:
                 lines.append(f"one pass over tiles of two maps, with the {other}:")

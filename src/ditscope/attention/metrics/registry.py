@@ -77,6 +77,7 @@ class Metric:
     finish: Finish | None = None
     total: Callable[[Any], Tensor] | None = None
     fused: bool = False  # tells that `queries` or `image` can be had from fused calls too
+    one_pass: bool = False  # likewise, from a kernel that makes one pass over scores
     all_heads: bool = False  # a tile must hold every head of a row
 
     @property

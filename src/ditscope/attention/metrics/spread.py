@@ -19,7 +19,7 @@ def _sum_of_entropies(tile: Tile) -> Tensor:
     return tile.lse.sum(-1) - tile.weighted_scores.sum((-1, -2))
 
 
-@reduces("entropy", QUERIES, total=_sum_of_entropies, fused=True)
+@reduces("entropy", QUERIES, total=_sum_of_entropies, fused=True, one_pass=True)
 def entropy(tile: Tile) -> Tensor:
     """-sum p log p = log-sum-exp - sum p s: no logarithm of each weight is taken."""
     return tile.lse - tile.weighted_scores.sum(-1)
@@ -37,13 +37,13 @@ def effective_keys(entropy: Tensor, scope: Scope) -> Tensor:
     return entropy.exp()
 
 
-@reduces("participation", QUERIES)
+@reduces("participation", QUERIES, one_pass=True)
 def participation(tile: Tile) -> Tensor:
     """As many keys as even attention would have with this sum of squares."""
     return tile.p.square().sum(-1).reciprocal()
 
 
-@reduces("largest_probability", QUERIES)
+@reduces("largest_probability", QUERIES, one_pass=True)
 def largest_probability(tile: Tile) -> Tensor:
     """Is known from the softmax."""
     return tile.largest
