@@ -24,17 +24,17 @@ STEPS = {32: 20, 64: 6}  # by side of the latent; what a run costs once, 1 s of 
 MEMORY_STEPS = (4, 16)
 
 
-def pipeline(side: int) -> Pipeline:
-    """DiT-XL/2 in bfloat16 with random weights, on latents of `side` x `side`."""
+def pipeline(side: int, variant: str = "DiT-XL/2", dtype: str = "bfloat16") -> Pipeline:
+    """A DiT with random weights, on latents of `side` x `side`."""
     torch.manual_seed(0)
     with torch.device("meta"):
-        model = build("DiT-XL/2", input_size=side)
-    model = model.bfloat16().to_empty(device="cpu").eval()
+        model = build(variant, input_size=side)
+    model = model.to(getattr(torch, dtype)).to_empty(device="cpu").eval()
     for parameter in model.parameters():
         parameter.data.normal_(std=0.02)
     labels = tuple(str(index) for index in range(1000))
     return Pipeline(
-        name="XL/2",
+        name=variant,
         source="random",
         weights=None,
         model=model,
@@ -75,12 +75,15 @@ def main(pairs: int) -> None:
 
 
 def _peak(steps: int, recorded: bool) -> int:
-    """Peak resident bytes of a fresh process that samples."""
-    code = (
-        "from pathlib import Path; from benchmarks.recording import draw, pipeline; "
-        f"draw(pipeline(32), {steps}, recorded={recorded}); "
-        "print(Path('/proc/self/status').read_text())"
+    return peak_of(
+        "from benchmarks.recording import draw, pipeline; "
+        f"draw(pipeline(32), {steps}, recorded={recorded})"
     )
+
+
+def peak_of(code: str) -> int:
+    """Peak resident bytes of a fresh process that runs `code`."""
+    code = f"{code}\nfrom pathlib import Path\nprint(Path('/proc/self/status').read_text())"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     # Not getrusage: there a child begins with the peak of the process that started it.
     peak = next(line for line in done.stdout.splitlines() if line.startswith("VmHWM:"))

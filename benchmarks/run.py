@@ -9,13 +9,14 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks import forward, recording, startup, training
+from benchmarks import capture, forward, recording, startup, training
 
-BENCHMARKS: dict[str, Callable[[int], None]] = {
-    "startup": startup.main,
-    "forward": forward.main,
-    "recording": recording.main,
-    "training": training.main,
+BENCHMARKS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "startup": lambda arguments: startup.main(arguments.pairs),
+    "forward": lambda arguments: forward.main(arguments.pairs),
+    "recording": lambda arguments: recording.main(arguments.pairs),
+    "training": lambda arguments: training.main(arguments.pairs),
+    "capture": capture.main,
 }
 
 
@@ -24,6 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, []], metavar="name")
     parser.add_argument("--pairs", type=int, default=5)
+    capture.add_options(parser)
     arguments = parser.parse_args()
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, "
@@ -31,7 +33,7 @@ def main() -> None:
     )
     for name in arguments.names or BENCHMARKS:
         print(f"\n{name}")
-        BENCHMARKS[name](arguments.pairs)
+        BENCHMARKS[name](arguments)
 
 
 if __name__ == "__main__":

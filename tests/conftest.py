@@ -1,6 +1,7 @@
 """Settings for all tests. They are made before torch or matplotlib is imported by a test."""
 
 import os
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -9,6 +10,8 @@ from hypothesis import settings
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if not Path("/dev/nvidiactl").exists():  # no GPU: kernels for one run in Triton's interpreter
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # No deadline: a slow machine is no failure. The same examples every time: nor is chance.
 settings.register_profile("ditscope", deadline=None, derandomize=True, max_examples=50)

@@ -170,7 +170,7 @@ LIES = {
 @pytest.mark.parametrize("lie", LIES)
 def test_kernel_that_lies_is_not_used(monkeypatch, lie):
     monkeypatch.setattr(rows, "_trusted", {})
-    told = {"cpu": (cpu.available, lambda *args: LIES[lie](cpu.sums(*args)))}
+    told = {"cpu": rows.Kernel(cpu.available, lambda *args: LIES[lie](cpu.sums(*args)))}
     monkeypatch.setattr(rows, "_KERNELS", told)
     attention = operands(AttentionCall(*qkv()))
     with pytest.warns(RuntimeWarning, match="not used for statistics"):

@@ -49,6 +49,16 @@ def test_a_run_holds_what_it_lists_and_nothing_else(tmp_path, toy):
     assert os.listdir(tmp_path) == ["run"]
 
 
+def test_fifty_steps_of_xl_take_less_than_five_megabytes(tmp_path):
+    """Replay and statistics of DiT-XL/2, 256 tokens, with guidance; the numbers are noise."""
+    sizes = {"steps": 50, "samples": 1, "layers": 28, "heads": 16, "grid": (16, 16), "width": 72}
+    folder = Toy(manifest_of(**sizes, latent_shape=(4, 32, 32), qk_steps=())).write(
+        tmp_path / "run"
+    )
+    parts = contents(folder)
+    assert sum(len(part) for name, part in parts.items() if not name.startswith("images")) < 5e6
+
+
 def test_the_seal_is_what_sha256sum_checks(tmp_path, toy):
     folder = toy.write(tmp_path / "run")
     done = subprocess.run(["sha256sum", "-c", "COMPLETE"], cwd=folder, capture_output=True)

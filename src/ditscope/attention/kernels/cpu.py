@@ -84,7 +84,9 @@ def sums(attention: Operands, scope: Scope, wanted: Wanted) -> Sums:
     library.ditscope_rows(ctypes.byref(request))
     if received is not None:
         received = received.squeeze(1) if tasks == 1 else received.sum(1)
-    return Sums(*found[:7], found[7:], received)
+    largest, w, w_log2_w, w_square, image, square, distance = found[:7].unbind()
+    offset = found[7:]
+    return Sums(largest, w, w_log2_w, w_square, image, square, distance, offset, received)
 
 
 def _readable(tensor: Tensor) -> Tensor:

@@ -16,9 +16,11 @@ Shapes: B rows, H heads, T rows times heads, N queries, M keys, I image tokens.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -31,14 +33,34 @@ from ditscope.attention.metrics.scope import Scope
 from ditscope.attention.operands import Operands
 from ditscope.core.sites import TokenGrid
 
-Kernel = Callable[[Operands, Scope, Wanted], Sums]
-"""The sums of a call without mask, of at least one query and key and a positive scale."""
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel of one type of device."""
+
+    available: Callable[[], bool]
+    sums: Callable[[Operands, Scope, Wanted], Sums]
+    """Of a call without mask, of at least one query and key and a positive scale."""
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _sums_by_triton(attention: Operands, scope: Scope, wanted: Wanted) -> Sums:
+    from ditscope.attention.kernels import triton_rows
+
+    return triton_rows.sums(attention, scope, wanted)
+
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TOLERANCE = 1e-4
 
-_KERNELS: dict[str, tuple[Callable[[], bool], Kernel]] = {"cpu": (cpu.available, cpu.sums)}
-_trusted: dict[tuple[str, torch.dtype], bool] = {}
+_KERNELS = {
+    "cpu": Kernel(cpu.available, cpu.sums),
+    "cuda": Kernel(_has_triton, _sums_by_triton),
+}
+_trusted: dict[tuple[str, torch.dtype, int], bool] = {}
 
 
 def serves(attention: Operands) -> bool:
@@ -48,10 +70,11 @@ def serves(attention: Operands) -> bool:
         return False
     if not attention.plain or not attention.scale > 0 or not (q.numel() and k.numel()):
         return False
-    key = (q.device.type, q.dtype)
+    key = (q.device.type, q.dtype, q.shape[-1])
     if key not in _trusted:
-        available = q.dtype in DTYPES and q.device.type in _KERNELS and _KERNELS[q.device.type][0]()
-        _trusted[key] = available and _keeps_its_word(q.device, q.dtype)
+        kernel = _KERNELS.get(q.device.type) if q.dtype in DTYPES else None
+        available = kernel is not None and kernel.available()
+        _trusted[key] = available and _keeps_its_word(q.device, q.dtype, q.shape[-1])
     return _trusted[key]
 
 
@@ -66,7 +89,7 @@ def evidence_of_rows(attention: Operands, scope: Scope, plan: Plan) -> Evidence:
         distance="mean_distance" in made,
         received=bool(plan.received or plan.columns),
     )
-    sums = _KERNELS[scope.device.type][1](attention, scope, wanted)
+    sums = _KERNELS[scope.device.type].sums(attention, scope, wanted)
     log_w = sums.w.log()
     finished: dict[str, Callable[[], Tensor]] = {
         "entropy": lambda: log_w - sums.w_log2_w / sums.w * math.log(2),
@@ -100,20 +123,21 @@ def _only_image(value: Tensor, grid: TokenGrid | None) -> Tensor:
     return everyone
 
 
-def _keeps_its_word(device: torch.device, dtype: torch.dtype) -> bool:
+def _keeps_its_word(device: torch.device, dtype: torch.dtype, width: int) -> bool:
     """Compare with a softmax by hand: N not a multiple of a tile, N != M, a part that is image."""
     generator = torch.Generator().manual_seed(0)  # leaves the global generator alone
-    q, k = (torch.randn(2, 3, n, 20, generator=generator).to(device, dtype) for n in (37, 41))
+    q, k = (torch.randn(2, 3, n, width, generator=generator).to(device, dtype) for n in (37, 41))
+    scale = 2 * width**-0.5
     grid = TokenGrid(height=5, width=6, start=4)
     scope = Scope(3, 37, 41, device, grid)
     every = Wanted(True, True, True, True, True)
     try:
-        found = _KERNELS[device.type][1](Operands(q, k, 0.5), scope, every)
-        off = _worst(found, (0.5 * q.double() @ k.double().mT).flatten(0, 1), grid)
+        found = _KERNELS[device.type].sums(Operands(q, k, scale), scope, every)
+        off = _worst(found, (scale * q.double() @ k.double().mT).flatten(0, 1), grid)
         if off <= TOLERANCE:
             return True
         reason = f"it is off by {off:.1e}"
-    except (RuntimeError, NotImplementedError, OSError) as problem:
+    except Exception as problem:  # whatever a compiler says
         reason = str(problem)
     warnings.warn(
         f"the attention kernel of {device.type} in {dtype} is not used for statistics, which will "
