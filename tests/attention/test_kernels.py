@@ -137,6 +137,20 @@ def test_numbers_do_not_depend_on_threads(dtype):
 
 
 @needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_under_another_default_dtype(by_rows, dtype):
+    attention, grid = operands(AttentionCall(*qkv(queries=35))), TokenGrid(height=5, width=7)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        found = measure(attention, plan_of(["rms_distance", "received_max"]), grid).heads
+    finally:
+        torch.set_default_dtype(before)
+    wanted = measure(attention, plan_of(["rms_distance", "received_max"]), grid).heads
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@needs_compiler
 def test_what_no_kernel_serves():
     q, k, v = qkv()
     served = operands(AttentionCall(q, k, v))
@@ -152,6 +166,7 @@ def test_what_no_kernel_serves():
         replace(served, q=q.to("meta"), k=k.to("meta")),
     ]
     assert not any(rows.serves(each) for each in refused)
+    assert not rows.serves(served, JOINT)  # image tokens beyond the last one
     scope = Scope(2, 24, 24, torch.device("cpu"), GRID)
     for names, detail in ((["top_mass_4"], "heads"), (["mass_image"], "tokens")):
         assert stats.way(served, scope, plan_of(names, detail)) == "tiles"

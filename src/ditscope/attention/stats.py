@@ -97,7 +97,7 @@ def measure(
 
 def way(attention: Operands, scope: Scope, plan: Plan) -> str:
     """How the metrics of a call are made: by "rows", by "fused" calls or by "tiles"."""
-    if plan.one_pass and serves(attention):
+    if plan.one_pass and serves(attention, scope.grid):
         return "rows"
     planar = scope.grid is None or scope.grid.frames == 1  # else distances have three axes
     return "fused" if plan.fusable and planar and _fused_pays(attention) else "tiles"

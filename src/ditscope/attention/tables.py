@@ -65,12 +65,15 @@ def places(grid: TokenGrid, device: torch.device) -> Tensor:
 
 @_remembered
 def _places(frames: int, height: int, width: int, device: torch.device) -> Tensor:
-    axes = [torch.arange(n, device=device) - (n - 1) / 2 for n in (frames, height, width)]
+    axes = [
+        torch.arange(n, dtype=torch.float32, device=device) - (n - 1) / 2
+        for n in (frames, height, width)
+    ]
     return torch.cartesian_prod(*axes)
 
 
 def token_places(grid: TokenGrid, tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Places of the image tokens (3, I), and of all tokens (3, N), NaN where they have none.
+    """Places of the image tokens (3, I), of all tokens (3, N), NaN where they have none; float32.
 
     Frame, grid row and grid column, from the middle of the grid.
     """
@@ -83,15 +86,16 @@ def token_places(grid: TokenGrid, tokens: int, device: torch.device) -> tuple[Te
 
 @_remembered
 def _places_of_image(frames: int, height: int, width: int, device: torch.device) -> Tensor:
-    return _places(frames, height, width, device).mT.contiguous()
+    return _places(frames, height, width, device).float().mT.contiguous()
 
 
 @_remembered
 def _places_of_all(
     frames: int, height: int, width: int, start: int, tokens: int, device: torch.device
 ) -> Tensor:
-    everyone = torch.full((3, tokens), torch.nan, device=device)
-    everyone[:, start : start + frames * height * width] = _places(frames, height, width, device).mT
+    image = _places_of_image(frames, height, width, device)
+    everyone = image.new_full((3, tokens), torch.nan)
+    everyone[:, start : start + image.shape[1]] = image
     return everyone
 
 

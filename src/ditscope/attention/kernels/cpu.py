@@ -22,6 +22,9 @@ from ditscope.attention.tables import token_places
 CHUNK, MOST_TASKS = 256, 4
 """Queries of one head that a task has at least, and how many tasks a head makes at most."""
 
+WORKSPACE = 2**24
+"""Floats that all threads together may take; long videos on many cores leave some of them idle."""
+
 
 class Request(ctypes.Structure):
     """What the kernel is asked; its fields are those of `Request` in `rows.cpp`, in order."""
@@ -65,7 +68,6 @@ def sums(attention: Operands, scope: Scope, wanted: Wanted) -> Sums:
     request.q_stride[:], request.k_stride[:] = q.stride()[:3], k.stride()[:3]
     request.heads, request.tasks, request.chunk = heads, total * tasks, chunk
     request.queries, request.keys, request.width = queries, keys, width
-    request.threads = min(torch.get_num_threads(), total * tasks)
     request.bfloat16 = q.dtype == torch.bfloat16
     request.wants_square, request.wants_received = wanted.square, wanted.received
     if wanted.places and scope.grid:
@@ -75,10 +77,12 @@ def sums(attention: Operands, scope: Scope, wanted: Wanted) -> Sums:
         request.axes = 3 if grid.frames > 1 else 2
         request.key_places, request.query_places = key_places.data_ptr(), query_places.data_ptr()
         request.wants_centre, request.wants_distance = wanted.centre, wanted.distance
-    found = torch.empty(10, total, queries)
-    received = torch.empty(total, tasks, keys) if wanted.received else None
+    found = q.new_empty(10, total, queries, dtype=torch.float32)
+    received = q.new_empty(total, tasks, keys, dtype=torch.float32) if wanted.received else None
     request.workspace_stride = library.ditscope_workspace(ctypes.byref(request))
-    workspace = torch.empty(request.threads * request.workspace_stride)
+    together = max(1, WORKSPACE // request.workspace_stride)
+    request.threads = min(torch.get_num_threads(), total * tasks, together)
+    workspace = q.new_empty(request.threads * request.workspace_stride, dtype=torch.float32)
     request.workspace, request.found = workspace.data_ptr(), found.data_ptr()
     request.received = None if received is None else received.data_ptr()
     library.ditscope_rows(ctypes.byref(request))

@@ -63,9 +63,11 @@ _KERNELS = {
 _trusted: dict[tuple[str, torch.dtype, int], bool] = {}
 
 
-def serves(attention: Operands) -> bool:
+def serves(attention: Operands, grid: TokenGrid | None = None) -> bool:
     """Whether a kernel is at hand for such a call; the first question tests it on a few numbers."""
     q, k = attention.q, attention.k
+    if grid and grid.start + grid.count > min(q.shape[2], k.shape[2]):
+        return False
     if type(q) is not Tensor or type(k) is not Tensor or torch.compiler.is_compiling():
         return False
     if not attention.plain or not attention.scale > 0 or not (q.numel() and k.numel()):

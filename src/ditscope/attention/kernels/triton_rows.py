@@ -143,6 +143,11 @@ def _received(  # noqa: PLR0913 - pointers, strides and sizes
 
 def sums(attention: Operands, scope: Scope, wanted: Wanted) -> Sums:
     """See `ditscope.attention.kernels.cpu.sums`."""
+    with torch.cuda.device_of(attention.q):  # kernels start on the current device
+        return _sums(attention, scope, wanted)
+
+
+def _sums(attention: Operands, scope: Scope, wanted: Wanted) -> Sums:
     q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (attention.q, attention.k))
     batch, heads, queries, width = q.shape
     keys, rows = k.shape[2], batch * heads
