@@ -209,3 +209,38 @@ def test_what_cannot_be_opened(shards: Path, tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"")
     with pytest.raises(BadDataset, match=r"several kinds: \.parquet, \.tar"):
         open_records(str(tmp_path), RecordSettings())
+
+
+def test_the_hub_is_asked_for_one_commit(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+    import huggingface_hub
+
+    class Known:
+        sha = "c0ffee"
+
+    def info(self: object, name: str) -> Known:
+        if name != "some/animals":
+            raise OSError("no such data set")
+        return Known()
+
+    asked: list[object] = []
+    load = datasets.load_dataset
+
+    def loaded(*names: object, **how: object):
+        asked.extend([names, how])
+        return load("parquet", data_dir=str(shards), split="train", streaming=True)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", info)
+    monkeypatch.setattr(datasets, "load_dataset", loaded)
+    assert records_digest("hf:some/animals") == "c0ffee"
+    with pytest.raises(BadDataset, match="hf:some/plants: cannot be found: no such data set"):
+        records_digest("hf:some/plants")
+    settings = RecordSettings(subset="small", split="test")
+    source = open_records("hf:some/animals", settings, revision="c0ffee")
+    assert asked == [
+        ("some/animals", "small"),
+        {"split": "test", "revision": "c0ffee", "streaming": True},
+    ]
+    assert source.remote and source.columns.class_names == NAMES
+    images, _ = PictureStream(source, size=(4, 4), block=21).batch(range(21))
+    assert sorted(numbers(images)) == list(range(21))

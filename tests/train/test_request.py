@@ -57,6 +57,7 @@ def test_the_recipe_of_the_bundled_model_means_what_it_did() -> None:
         "save_every": 100,
         "preview_every": 0,
         "health_every": 0,
+        "tensorboard": False,
     }
     assert found.sampling == "logit-normal"
 

@@ -61,6 +61,9 @@ def train(
     learning_rate: Annotated[float | None, typer.Option(help="AdamW's.")] = None,
     precision: Annotated[str | None, typer.Option(help="bf16 or fp32.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of pictures, noise and first weights.")] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also write the log as curves for TensorBoard.")
+    ] = False,
     processes: Annotated[
         int | None,
         typer.Option(min=1, max=64, help="Processes that share each batch. [default: 1]"),
@@ -98,6 +101,7 @@ def train(
         "learning_rate": learning_rate,
         "precision": precision,
         "seed": seed,
+        "tensorboard": tensorboard or None,
     }
     request = Request(
         recipe=recipe,

@@ -65,6 +65,7 @@ class TrainConfig(BaseModel):
     save_every: PositiveInt = 500
     preview_every: NonNegativeInt = 0  # steps between pictures of the averaged weights; 0: never
     health_every: NonNegativeInt = 0  # steps between looks at the attention; 0: never
+    tensorboard: bool = False  # the numbers of the log as curves for TensorBoard, too
 
     @model_validator(mode="after")
     def _parts_fit(self) -> TrainConfig:
@@ -121,6 +122,7 @@ RESUMABLE_CHANGES = frozenset(
         "save_every",
         "preview_every",
         "health_every",
+        "tensorboard",
         "max_skipped",
         "max_bad_pictures",
     }

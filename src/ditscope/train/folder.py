@@ -5,6 +5,7 @@ trainings/emoji/
   log.jsonl         a line every `log_every` steps, and one for everything that is worth a note
   ckpt-0000500/     checkpoints (see checkpoint.py)
   previews/         what the averaged weights draw, every `preview_every` steps
+  tensorboard/      the numbers of the log as curves, by option
   failure.json      the step that was not taken, if NaN or Inf ended the training
   lock              while a process trains
 """

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ditscope.core.atomic import new_file
+from ditscope.train.tensorboard import Curves
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,21 @@ class Journal:
     in the checkpoints.
     """
 
-    def __init__(self, path: Path | None, step: int, losses: tuple[float, ...]) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        step: int,
+        losses: tuple[float, ...],
+        curves: Curves | None = None,
+    ) -> None:
         """Go on at `step` with the losses since the last report; later lines are dropped.
 
-        Without a path nothing is written: one of several processes keeps the log.
+        Without a path nothing is written: one of several processes keeps the log. Every line goes
+        to `curves` too.
 
         Raises ResourceError if the file cannot be written.
         """
+        self._curves = curves
         self.losses = list(losses)
         self._pictures, self._since = 0, time.perf_counter()
         self._log: int | None = None
@@ -53,6 +62,8 @@ class Journal:
 
     def close(self) -> None:
         """Write no more."""
+        if self._curves is not None:
+            self._curves.close()
         if self._log is not None:
             os.close(self._log)
 
@@ -90,6 +101,8 @@ class Journal:
         self._write({"step": step, "event": event, **facts})
 
     def _write(self, line: dict[str, object]) -> None:
+        if self._curves is not None:
+            self._curves.add(line)
         if self._log is None:
             return
         data = (json.dumps(line, allow_nan=False) + "\n").encode()

@@ -20,6 +20,7 @@ import torch
 from ditscope.core.atomic import new_file
 from ditscope.errors import BadCheckpoint, DitscopeError, NumericalError, ResourceError
 from ditscope.model.dit import DiT
+from ditscope.train import tensorboard
 from ditscope.train.batches import Batch, batches, rows_of
 from ditscope.train.checkpoint import (
     Checkpoint,
@@ -141,7 +142,7 @@ class Training:
             ResourceError: three checkpoints in a row, or the last one, could not be written.
         """
         log = None if self._claimed is None else self._claimed.log
-        journal = Journal(log, self.step, self._losses)
+        journal = Journal(log, self.step, self._losses, self._curves())
         if self.peers.size > 1:
             how = "sharded" if self.learner.sharded else "replicated"
             journal.note(self.step, "processes", number=self.peers.size, weights=how)
@@ -165,6 +166,11 @@ class Training:
                 stop.obey()
         finally:
             journal.close()
+
+    def _curves(self) -> tensorboard.Curves | None:
+        if not self.config.tensorboard or self._claimed is None:
+            return None
+        return tensorboard.Curves(self.path / tensorboard.FOLDER, self.step)
 
     def save(self) -> Path:
         """Write a checkpoint of this moment. Raises ResourceError.

@@ -196,7 +196,8 @@ def _describe_records(data: str, tree: Tree, model: Tree) -> tuple[tuple[str, ..
     names = tuple(str(name) for name in said) if isinstance(said, list | tuple) else ()
     if not names and isinstance(count, int):
         names = tuple(str(number) for number in range(count))
-    tree["data_digest"] = records_digest(data)
+    if not (data.startswith(HUB) and tree.get("data_digest")):  # a commit may be asked for
+        tree["data_digest"] = records_digest(data)
     source = open_records(data, settings, revision=str(tree["data_digest"]), class_names=names)
     return source.columns.class_names, source.count()
 
