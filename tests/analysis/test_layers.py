@@ -57,7 +57,8 @@ def test_rank_correlation_is_that_of_the_definition():
 def test_what_has_no_trend_says_so(tmp_path, layers, fill):
     values = np.random.default_rng(3).uniform(1, 2, (1, 1, 1, layers, 1))
     if fill is not None:
-        values[:] = fill
+        values[..., :-1, :] = fill
+        values[..., -1:, :] = 1.0
     found = layer_profile(with_statistics(tmp_path / "run", {"entropy": values}))
     assert np.isnan(found["trend"]).all()
 

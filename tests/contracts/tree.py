@@ -16,7 +16,7 @@ def python_files(*folders: str) -> list[Path]:
 
 def text_files() -> list[Path]:
     """Every text file that is ours: sources, tests, scripts, docs and settings."""
-    folders = ["src", "tests", "scripts", "docs", "benchmarks", ".ci"]
+    folders = ["src", "tests", "scripts", "docs", "benchmarks", "examples", ".ci"]
     found = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
     found += [path for path in ROOT.iterdir() if path.is_file()]
     return sorted(

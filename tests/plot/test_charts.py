@@ -151,3 +151,42 @@ def test_what_is_missing_is_refused_with_what_to_record(tmp_path):
     for draw in OF_RUNS:
         with pytest.raises(BadRequest, match="--attention-debug"):
             draw(bare)
+
+
+@pytest.fixture
+def with_gaps(tmp_path):
+    """`step_kl` has no value at the first step, `branch_kl` nowhere: the run has one branch."""
+    entropy = 1 + np.random.default_rng(0).random((8, 1, 2, 3, 2))
+    step_kl = entropy / 10
+    step_kl[0] = np.nan
+    statistics = {"entropy": entropy, "step_kl": step_kl, "branch_kl": np.nan * entropy}
+    return with_statistics(tmp_path / "run", statistics)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda run: ds.plot.heads(run, metric="branch_kl"),
+        lambda run: ds.plot.phases(run, metric="branch_kl"),
+        lambda run: ds.plot.steps(run, metrics=["entropy", "branch_kl"]),
+        lambda run: ds.plot.depth(run, metrics=["branch_kl"]),
+        lambda run: ds.plot.heads(run, metric="step_kl", step=0),
+        lambda run: ds.plot.depth(run, metrics=["step_kl"], step=0),
+    ],
+)
+def test_a_statistic_without_a_value_is_no_empty_figure(with_gaps, draw):
+    with pytest.raises(BadRequest, match=r"metric: (branch|step)_kl has no value here(?s:.*)first"):
+        draw(with_gaps)
+
+
+def test_statistics_without_a_value_are_left_out_of_all(with_gaps):
+    assert [str(m) for m in step_curves(with_gaps)["metric"].values] == ["entropy", "step_kl"]
+    assert len(ds.plot.steps(with_gaps).axes) == 2
+    profile = layer_profile(with_gaps)
+    assert [str(m) for m in profile["metric"].values] == ["entropy", "step_kl"]
+    wanted = with_gaps.stats["step_kl"].isel(step=slice(1, None), branch=0).mean(["step", "head"])
+    np.testing.assert_allclose(
+        profile["mean"].sel(metric="step_kl"), wanted.mean("sample"), rtol=1e-6
+    )
+    assert list(profile["unit"].values) == ["nats", "nats"]
+    assert "branch_kl" not in drawn.words(ds.plot.depth(with_gaps))

@@ -8,7 +8,7 @@ import numpy
 import xarray
 
 from ditscope.analysis.place import checked_sample, step_record
-from ditscope.analysis.recorded import metric_names
+from ditscope.analysis.recorded import METRIC, metric_names, valued
 from ditscope.core.axes import Branch
 from ditscope.core.statistics import STATISTICS
 from ditscope.errors import BadRequest, foreign, listed
@@ -53,7 +53,8 @@ def head_atlas(
     """The statistic `metric` of every head, at one step or averaged over all, likewise samples.
 
     Raises:
-        BadRequest: a statistic, step, sample or branch that is not in the run.
+        BadRequest: a statistic, step, sample or branch that is not in the run, or a statistic
+            that has no value there.
     """
     for field, value, found in (
         ("metric", metric, metric_names(run)),
@@ -70,6 +71,7 @@ def head_atlas(
         values = values.sel(step=step_record(run, step).index)
     if sample is not None:
         values = values.sel(sample=checked_sample(run, sample))
+    values = valued(values.expand_dims({METRIC: [metric]}), named=True).isel({METRIC: 0})
     over = [axis for axis in ("step", "sample") if axis in values.dims]
     known = STATISTICS.get(metric)
     maximum = [known.maximum(site) if known else numpy.nan for site in run.manifest.sites]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ditscope.analysis.confidence import interval
 from ditscope.analysis.place import step_record
-from ditscope.analysis.recorded import recorded
+from ditscope.analysis.recorded import METRIC, recorded, valued
 from ditscope.core.axes import Branch
 from ditscope.errors import BadRequest
 from ditscope.runs.reader import Run
@@ -31,7 +31,7 @@ def layer_profile(
 
     Args:
         run: a recorded run.
-        metrics: names of statistics; None: all that the run recorded.
+        metrics: names of statistics; None: all that the run recorded and that have a value.
         layers: these, in this order; None: all.
         step: at this step; None: the mean over all.
         branch: "cond" or "uncond".
@@ -44,7 +44,8 @@ def layer_profile(
         the first layer of the model, 1 for the last.
 
     Raises:
-        BadRequest: no statistics, or a metric, layer, step or branch that is not in the run.
+        BadRequest: no statistics, or a metric, layer, step or branch that is not in the run; a
+            metric without a value.
     """
     values = recorded(run, metrics=metrics, layers=layers, branch=branch)
     if step is not None:
@@ -52,7 +53,7 @@ def layer_profile(
         if branch not in record.branches:
             raise BadRequest(f"{branch!r} was not evaluated at step {record.index}", field="branch")
         values = values.sel(step=[record.index])
-    values = values.mean("step", skipna=False)
+    values = _mean_over_steps(valued(values, named=metrics is not None))
     found = interval(values.mean("head", skipna=True))
     heads = values.mean("sample", skipna=False)
     found["head_least"], found["head_most"] = heads.min("head"), heads.max("head")
@@ -62,6 +63,19 @@ def layer_profile(
     ).assign_attrs(branch=branch, step="mean" if step is None else step)
     last = max(len(run.manifest.sites) - 1, 1)
     return found.assign_coords(relative_depth=("layer", found["layer"].values / last))
+
+
+def _mean_over_steps(values: xarray.DataArray) -> xarray.DataArray:
+    """The mean over those steps at which a metric has a value for anything.
+
+    Likeness to the step before has none at the first. NaN elsewhere is not left out: it spreads.
+    """
+    means: list[xarray.DataArray] = []
+    for index in range(values.sizes[METRIC]):
+        one = values.isel({METRIC: [index]})
+        known = one.notnull().any([axis for axis in one.dims if axis != "step"])
+        means.append(one.isel(step=numpy.flatnonzero(known)).mean("step", skipna=False))
+    return xarray.concat(means, METRIC)
 
 
 def depth_correlation(values: xarray.DataArray) -> xarray.DataArray:

@@ -74,6 +74,29 @@ def recorded(
     )
 
 
+def valued(values: xarray.DataArray, *, named: bool) -> xarray.DataArray:
+    """Of `values` (metric, ...) the metrics that have a value somewhere in them.
+
+    Args:
+        values: from `recorded`, or a part of it.
+        named: whether the metrics were asked for by name; one without a value is then an error.
+
+    Raises:
+        BadRequest: a metric that was asked for has no value, or none has.
+    """
+    known = values.notnull().any([axis for axis in values.dims if axis != METRIC]).values
+    if known.all() or (known.any() and not named):
+        return values.isel({METRIC: numpy.flatnonzero(known)})
+    names = values[METRIC].values
+    raise BadRequest(
+        f"{listed(names[~known])} has no value here, in no step, sample, layer or head",
+        field=METRIC,
+        expected=f"a metric that has: {listed(names[known])}" if known.any() else None,
+        fix="metrics of two steps have none at the first step, those of two branches none without "
+        "guidance, those of tokens none where there are no such tokens",
+    )
+
+
 def branch_steps(run: Run, branch: Branch) -> list[int]:
     """Steps that evaluated `branch`; BadRequest if none did."""
     steps = [record.index for record in run.steps if branch in record.branches]

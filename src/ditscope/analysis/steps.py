@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import xarray
 
 from ditscope.analysis.confidence import interval
-from ditscope.analysis.recorded import recorded
+from ditscope.analysis.recorded import recorded, valued
 from ditscope.core.axes import Branch
 from ditscope.runs.reader import Run
 
@@ -23,7 +23,7 @@ def step_curves(
 
     Args:
         run: a recorded run.
-        metrics: names of statistics; None: all that the run recorded.
+        metrics: names of statistics; None: all that the run recorded and that have a value.
         layers: mean over these; None: over all.
         branch: "cond" or "uncond".
 
@@ -32,9 +32,11 @@ def step_curves(
         interval of the mean over samples (see `confidence.interval`), NaN for one sample.
 
     Raises:
-        BadRequest: no statistics, or a metric, layer or branch that is not in the run.
+        BadRequest: no statistics, or a metric, layer or branch that is not in the run; a metric
+            without a value.
     """
     values = recorded(run, metrics=metrics, layers=layers, branch=branch)
+    values = valued(values, named=metrics is not None)
     # Heads first: each layer counts the same, however many heads it has.
     per_sample = values.mean("head", skipna=True).mean("layer", skipna=True)
     return interval(per_sample).assign_attrs(branch=branch)

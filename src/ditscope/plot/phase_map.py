@@ -9,7 +9,7 @@ from matplotlib.colors import Normalize
 from matplotlib.patheffects import withStroke
 
 from ditscope.analysis.phases import phases as found_phases
-from ditscope.analysis.recorded import recorded
+from ditscope.analysis.recorded import recorded, valued
 from ditscope.core.axes import Branch
 from ditscope.plot.chart import axis_words, step_ticks
 from ditscope.plot.marks import draw_map
@@ -30,9 +30,9 @@ def phases(
     """Figure of a statistic by layer and step, mean over heads and samples.
 
     Raises:
-        BadRequest: a statistic or branch that is not in the run.
+        BadRequest: a statistic or branch that is not in the run, or a statistic without a value.
     """
-    values = recorded(run, metrics=[metric], branch=branch)
+    values = valued(recorded(run, metrics=[metric], branch=branch), named=True)
     shown = (
         values.isel(metric=0).mean("head", skipna=True).mean("sample").transpose("layer", "step")
     )

@@ -50,8 +50,9 @@ def steps(
     """
     chosen = None if layers is None else list(layers)
     curves = step_curves(run, metrics=metrics, layers=chosen, branch=branch)
-    found = phases(run, metrics=metrics, layers=chosen, branch=branch)
-    count = curves.sizes["metric"]
+    names = [str(name) for name in curves["metric"].values]
+    found = phases(run, metrics=names, layers=chosen, branch=branch)
+    count = len(names)
     what = (
         counted("mean over", len(run.manifest.sites), "layer")
         if chosen is None
