@@ -163,16 +163,6 @@ def test_an_archive_that_is_cut_short_is_counted(tmp_path: Path, kept: int, word
         stream(place, max_bad=0).batch(range(32))
 
 
-def test_pictures_one_by_one_as_they_are_stored(shards: Path) -> None:
-    found = [(name, read()) for name, read in stream(shards).pictures(5)]
-    assert [name for name, _ in found[:3]] == [
-        "record 5 of shard 0",
-        "record 6 of shard 0",
-        "record 0 of shard 1",
-    ]
-    assert [image[0, 0, 1] // 10 for _, (image, _) in found] == list(range(5, 21))
-
-
 def test_the_digest_sees_shards_come_and_go(shards: Path, tmp_path: Path) -> None:
     place = parquet_shards(tmp_path / "copy")
     assert records_digest(str(place)) == records_digest(str(shards))

@@ -45,9 +45,9 @@ def test_resuming_is_exact_and_begins_where_reading_stood(
     begun: list[Place] = []
     read = PictureStream._read
 
-    def noted(stream: PictureStream, place: Place, *, shuffle: bool = True):
+    def noted(stream: PictureStream, place: Place):
         begun.append(place)
-        return read(stream, place, shuffle=shuffle)
+        return read(stream, place)
 
     monkeypatch.setattr(PictureStream, "_read", noted)
     parts, _ = run(settings, tmp_path / "parts")

@@ -11,7 +11,7 @@ Shapes: B rows of a batch; h, w pixels of a picture.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
@@ -101,14 +101,6 @@ class PictureStream:
         """Believe that a block begins there: an earlier `start_of` said so."""
         self._starts[block] = place
 
-    def pictures(self, start: int) -> Iterator[tuple[str, Callable[[], Labelled]]]:
-        """Record by record from number `start` on, once, as stored: its name, and what reads it."""
-        for number, (record, place) in enumerate(self._read(Place(), shuffle=False)):
-            if place.epoch:
-                return
-            if number >= start:
-                yield record.name, lambda record=record: self._decoded(record)
-
     def _picture(self, index: int, blocks: Mapping[int, list[Record]]) -> Labelled | None:
         number, at = divmod(index, self.block)
         records = blocks[number]
@@ -155,12 +147,12 @@ class PictureStream:
             self._blocks.popitem(last=False)
         return records
 
-    def _read(self, place: Place, *, shuffle: bool = True) -> Iterator[tuple[Record, Place]]:
+    def _read(self, place: Place) -> Iterator[tuple[Record, Place]]:
         """Records from a place on, without end, each with the place of the next one."""
         count = self.source.dataset.num_shards
         epoch, turn, offset = place
         while True:
-            order = shuffled(self.seed, epoch, count).tolist() if shuffle else list(range(count))
+            order = shuffled(self.seed, epoch, count).tolist()
             seen = offset + turn
             while turn < count:
                 for record in self._shard(order[turn], offset):
