@@ -9,12 +9,13 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks import capture, forward, recording, startup, training
+from benchmarks import capture, forward, reading, recording, startup, training
 
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], None]] = {
     "startup": lambda arguments: startup.main(arguments.pairs),
     "forward": lambda arguments: forward.main(arguments.pairs),
     "recording": lambda arguments: recording.main(arguments.pairs),
+    "reading": lambda arguments: reading.main(arguments.pairs),
     "training": lambda arguments: training.main(arguments.pairs),
     "capture": capture.main,
 }

@@ -1,6 +1,7 @@
 """Break a writer at one point in its work, in a forked process, and look at what it left.
 
-    python -m tests.runs.crash kill new 1
+    python -m tests.runs.crash kill new 1        # at every file operation
+    python -m tests.runs.crash clock new 1 50    # at 50 random moments
 
 One line of JSON per point: what the reader finds, how the process ended, and whether the next
 write puts everything right. Run as a process of its own, because it forks.
@@ -100,10 +101,10 @@ def found(path: Path) -> str:
     return f"mixed: {problems}"
 
 
-def main(how: str, scenario: str, every: int) -> None:
+def main(how: str, scenario: str, every: int, moments: int = 8) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run"
-        for number in points(how, path)[::every]:
+        for number in points(how, path, moments)[::every]:
             if scenario == "over":
                 OLD.write(path)
             status = broken_at(number, how, lambda: NEW.write(path, overwrite=scenario == "over"))
@@ -117,17 +118,18 @@ def main(how: str, scenario: str, every: int) -> None:
                 break
 
 
-def points(how: str, path: Path) -> Sequence[float]:
+def points(how: str, path: Path, moments: int) -> Sequence[float]:
     """Where to break: numbers of operations, bytes that a file may have, or seconds."""
     if how == "limit":
         return range(200, 6000, 400)
     if how == "clock":
+        NEW.write(path)  # the first takes longer: what it needs is imported
         started = time.monotonic()
-        NEW.write(path)
+        NEW.write(path, overwrite=True)
         shutil.rmtree(path)
-        return [random.random() * (time.monotonic() - started) for _ in range(8)]
+        return [random.random() * (time.monotonic() - started) for _ in range(moments)]
     return range(1000)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:]))
