@@ -119,7 +119,7 @@ def _measure(case: Case, ways: list[str], folder: Path, arguments: argparse.Name
 
 def _print_peaks(case: Case, ways: list[str]) -> None:
     peaks = {
-        way: peak_of(f"from benchmarks.capture import alone; alone({case!r}, {way!r})")
+        way: peak_of(f"from benchmarks.capture import Case, alone; alone({case!r}, {way!r})")
         for way in (*ways, *(["peer plain"] if "peer" in ways else []))
     }
     for way in ways[1:]:
