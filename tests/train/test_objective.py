@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from ditscope.errors import ResourceError
 from ditscope.model.dit import DiT
+from ditscope.train import learner
 from ditscope.train.loop import Training
 from ditscope.train.objective import NoisyBatch, Objective
-from tests.train.tiny import MODEL, config
+from tests.train.tiny import MODEL, config, run
 
 DDPM = {"model": {**MODEL, "in_channels": 4, "learn_sigma": True}, "process": {"kind": "ddpm"}}
 
@@ -129,6 +133,35 @@ def test_blocks_that_are_computed_twice_give_the_same(tmp_path: Path) -> None:
             assert torch.equal(twice, plain)
         else:  # other gradients of attention: see `FastBackward`
             assert (twice - plain).norm() < 2**-7 * plain.norm()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # both are torch's own
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_a_compiled_training_is_the_same_but_for_rounding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    """Losses and weights of a few steps; what is looked at is looked at uncompiled."""
+    if backend == "inductor" and not shutil.which(os.environ.get("CXX", "g++")):
+        pytest.skip("there is no C++ compiler, which torch.compile needs on a CPU")
+    monkeypatch.setattr(learner, "BACKEND", backend)
+    asked = config(precision="fp32", optimizer="adamw", steps=4, log_every=1, health_every=4)
+    plain, expected = run(asked, tmp_path / "plain")
+    compiled, found = run(asked.model_copy(update={"compile": True}), tmp_path / "compiled")
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.loss == pytest.approx(theirs.loss, rel=1e-5)
+        assert mine.gradient_norm == pytest.approx(theirs.gradient_norm, rel=1e-4)
+    names = plain.model.state_dict().keys()
+    assert compiled.model.state_dict().keys() == compiled.ema.state_dict().keys() == names
+    assert (tmp_path / "compiled" / "log.jsonl").read_text().count('"attention"') == 1
+
+
+def test_a_compiler_that_is_missing_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ResourceError, match=r"compile: .* there is no no-such-compiler\n.*CXX"):
+        Training(config(compile=True), tmp_path / "t")
 
 
 def test_blocks_that_are_computed_twice_keep_less() -> None:

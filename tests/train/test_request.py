@@ -39,6 +39,7 @@ def test_the_recipe_of_the_bundled_model_means_what_it_did() -> None:
         "precision": "bf16",
         "accumulate": 1,
         "grad_checkpoint": False,
+        "compile": False,
         "optimizer": "muon",
         "learning_rate": 1.5e-3,
         "matrix_learning_rate": 2.5e-3,

@@ -58,6 +58,9 @@ def train(
     grad_checkpoint: Annotated[
         bool, typer.Option("--grad-checkpoint", help="Compute blocks twice: less memory.")
     ] = False,
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="torch.compile the blocks: slow to start.")
+    ] = False,
     learning_rate: Annotated[float | None, typer.Option(help="AdamW's.")] = None,
     precision: Annotated[str | None, typer.Option(help="bf16 or fp32.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of pictures, noise and first weights.")] = None,
@@ -98,6 +101,7 @@ def train(
         "batch_size": batch_size,
         "accumulate": accumulate,
         "grad_checkpoint": grad_checkpoint or None,
+        "compile": compile_ or None,
         "learning_rate": learning_rate,
         "precision": precision,
         "seed": seed,

@@ -45,6 +45,7 @@ class TrainConfig(BaseModel):
     precision: Literal["bf16", "fp32"] = "bf16"
     accumulate: PositiveInt = 1  # parts that a batch is computed in, one after the other
     grad_checkpoint: bool = False  # compute each block again in the backward pass
+    compile: bool = False  # make a program of the blocks (torch.compile)
 
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: block matrices only, adamw the rest
     learning_rate: float = Field(default=1e-4, gt=0)

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ditscope.diffusion.noise import sample_seed
+from ditscope.errors import ResourceError, foreign
 from ditscope.model.dit import DiT
 from ditscope.train.attention import FastBackward
 from ditscope.train.batches import Batch, rows_of
@@ -29,6 +33,9 @@ from ditscope.train.optimizer import load_state_tensors, optimizers, set_rate, s
 from ditscope.train.peers import Alone, Peers
 from ditscope.train.start import begin
 from ditscope.train.worker import ReplicatedWorker, Worker
+
+BACKEND = "inductor"
+"""What makes a program of the blocks, where a training is compiled."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,7 @@ class Learner:
         Raises:
             BadConfig: as `rows_of` or `begin`.
             BadCheckpoint: as `begin`.
+            ResourceError: the training is to be compiled, and there is no compiler.
         """
         self.config = config
         self.peers: Peers = peers or Alone()
@@ -124,13 +132,19 @@ class Learner:
         for number, part in enumerate(parts, start=1):
             share = len(part.x0) / self.config.batch_size
             with self.worker.part(last=number == len(parts)):
-                # A block that is computed again is so outside of any mode, and must do the same
-                # twice.
-                with contextlib.nullcontext() if self.config.grad_checkpoint else FastBackward():
+                with contextlib.nullcontext() if self._as_written() else FastBackward():
                     loss = self.objective.losses(self.worker, part).mean() * share
                 loss.backward()
             total += loss.detach()
         return total
+
+    def _as_written(self) -> bool:
+        """Whether attention keeps its own backward pass.
+
+        A block that is computed again is so outside of any mode, and must do the same twice; a
+        compiled one has its gradients in its graph.
+        """
+        return self.config.grad_checkpoint or self.config.compile
 
     def refine(self) -> None:
         """From the coarse stage to the fine one; the optimisers start afresh."""
@@ -154,12 +168,12 @@ class Learner:
         return {name: self._all_of(tensors, first_only=True) for name, tensors in parts.items()}
 
     def to_look_at(self, network: DiT) -> DiT | None:
-        """One of the two networks, whole, in the first process; None in the others.
+        """One of the two networks, whole and not compiled, in the first process; else None.
 
         Every process calls this.
         """
         first = self.peers.rank == 0
-        if not self.sharded:
+        if not (self.sharded or self.config.compile):
             return network if first else None
         state = self._all_of(network.state_dict(), first_only=True)
         if not first:
@@ -183,6 +197,10 @@ class Learner:
         else:
             kind = ReplicatedWorker if self.peers.size > 1 else Worker
             self.worker = kind(self.model, precision)
+        if self.config.compile:
+            _check_compiler()
+            for block in cast(nn.ModuleList, self.worker.network.get_submodule("blocks")):
+                block.compile(backend=BACKEND)  # one graph for all of them
         self.optimizers = optimizers(self.config, self.model)
 
     def _parts(self, noisy: NoisyBatch) -> Iterator[NoisyBatch]:
@@ -195,7 +213,8 @@ class Learner:
             parts = [self.objective.losses(self.worker, part) for part in self._parts(noisy)]
             return torch.cat(parts)
 
-        seen = look_again(self.worker.network, batch.pictures, losses)
+        with torch.compiler.set_stance("force_eager"):  # a graph calls no hooks of its modules
+            seen = look_again(self.worker.network, batch.pictures, losses)
         return explain(batch.step, loss, norm, self.peers.from_all(seen))
 
     def _whole(self, tensor: Tensor) -> Tensor:
@@ -220,3 +239,13 @@ class Learner:
             if self.peers.rank == 0 or not first_only:
                 kept[name] = found
         return kept
+
+
+def _check_compiler() -> None:
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise ResourceError(
+            f"torch.compile needs a C++ compiler, and there is no {foreign(compiler)}",
+            field="compile",
+            fix="install one and name it in CXX, or train without --compile",
+        )
