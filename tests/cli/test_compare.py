@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tests.analysis.test_class_reference import run_of as class_run
 from tests.analysis.test_compare import noisy, pair, plant, run_of
 
 
@@ -46,3 +47,37 @@ def test_what_is_not_there_is_a_typed_error(cli, runs, tmp_path):
     assert cli("compare", runs[0], str(tmp_path / "none")).code == 3
     outcome = cli("compare", *runs, "--class-a", "unicorn")
     assert (outcome.code, outcome.out) == (2, "") and "no class 'unicorn'" in outcome.err
+
+
+def test_two_steps_of_one_run(cli, runs):
+    found = json.loads(
+        cli("compare", runs[0], runs[0], "--step-a", "0", "--step-b", "1", "--json").out
+    )
+    assert found["design"] == "paired by seed"
+    assert len({row["noise"] for row in found["most_changed"]}) == 1
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory):
+    return str(class_run(tmp_path_factory.mktemp("others") / "run", odd=1.0)[0].path)
+
+
+def test_one_class_against_all_others(cli, classes):
+    options = ("--class-a", "cow", "--others", "--top", "2")
+    code, out, err = cli("compare", classes, classes, *options)
+    assert (code, err) == (0, "")
+    first = out.splitlines()[1].split()
+    assert first[0] == "entropy" and first[2:4] == ["1", "1"]
+    assert "cow against 5 other classes" in out
+    found = json.loads(cli("compare", classes, classes, *options, "--json").out)
+    assert found["others"] == ["ant", "bee", "dog", "eel", "fox"]
+    assert abs(found["farthest_out"][0]["z"]) >= abs(found["farthest_out"][1]["z"])
+    assert found["farthest_out"][0]["p_adjusted"] <= 0.05
+
+
+@pytest.mark.parametrize(
+    "options", [(), ("--class-a", "cow", "--class-b", "ant"), ("--class-a", "cow", "--step-a", "1")]
+)
+def test_others_need_one_class_and_nothing_else(cli, classes, options):
+    outcome = cli("compare", classes, classes, "--others", *options)
+    assert outcome.code == 2 and "--class-a NAME, and neither" in outcome.err

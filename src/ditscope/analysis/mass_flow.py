@@ -21,6 +21,7 @@ def mass_flow(
     *,
     layers: Iterable[int] | None = None,
     steps: Iterable[int] | None = None,
+    samples: Iterable[int] | None = None,
     branch: Branch = "cond",
 ) -> xarray.Dataset:
     """Attention from each region to each other, for every stored map.
@@ -31,6 +32,7 @@ def mass_flow(
             uncovered is the region "rest".
         layers: these; None: all that have the first patch grid.
         steps: these; None: all whose Q and K are stored.
+        samples: these; None: all.
         branch: "cond" or "uncond".
 
     Returns:
@@ -41,7 +43,7 @@ def mass_flow(
     Raises:
         BadRequest: no Q and K stored; a region, layer or step that is not there.
     """
-    maps = stored_maps(run, layers=layers, steps=steps, branch=branch)
+    maps = stored_maps(run, layers=layers, steps=steps, samples=samples, branch=branch)
     masks = region_masks(regions, maps.grid)
     inside = numpy.stack([mask.ravel() for mask in masks.values()])  # (region, patch)
     sizes = inside.sum(1)

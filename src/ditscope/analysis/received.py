@@ -44,21 +44,19 @@ def received_maps(
     Raises:
         BadRequest: no Q and K stored; a coordinate that is not in the run.
     """
-    maps = stored_maps(run, layers=layers, steps=steps, branch=branch)
-    wanted = maps.samples if samples is None else list(samples)
-    chosen = [checked_index("sample", sample, len(maps.samples)) for sample in wanted]
-    total = numpy.zeros((len(chosen), len(maps.layers), maps.grid.count))
+    maps = stored_maps(run, layers=layers, steps=steps, samples=samples, branch=branch)
+    total = numpy.zeros((len(maps.samples), len(maps.layers), maps.grid.count))
     for l, layer in enumerate(maps.layers):
         heads = run.manifest.sites[layer].heads
         which = slice(None) if head is None else [checked_index("head", head, heads)]
         for step in maps.steps:
-            for i, sample in enumerate(chosen):
+            for i, sample in enumerate(maps.samples):
                 for _, rows in maps.rows(sample, step, layer):
                     total[i, l] += rows[which].mean(0).sum(0, dtype=float)
     total /= len(maps.steps)
     return xarray.DataArray(
         total.reshape(*total.shape[:2], maps.grid.height, maps.grid.width),
-        {"sample": chosen, "layer": list(maps.layers)},
+        {"sample": list(maps.samples), "layer": list(maps.layers)},
         ("sample", "layer", "y", "x"),
         attrs={"steps": list(maps.steps), "branch": branch, "unit": "even shares"},
     )

@@ -11,7 +11,12 @@ import numpy
 from numpy.typing import NDArray
 
 from ditscope.analysis.map_measures import patch_maps
-from ditscope.analysis.place import checked_index, patch_layers, some_patch_layers
+from ditscope.analysis.place import (
+    checked_index,
+    checked_sample,
+    patch_layers,
+    some_patch_layers,
+)
 from ditscope.analysis.recorded import RECORD_MAPS, chosen_layers, map_steps
 from ditscope.core.axes import Branch
 from ditscope.core.sites import TokenGrid
@@ -30,17 +35,13 @@ class StoredMaps:
     branch: Branch
     layers: tuple[int, ...]
     steps: tuple[int, ...]
+    samples: tuple[int, ...]
     grid: TokenGrid
 
     @property
     def heads(self) -> int:
         """The greatest number of heads of these layers."""
         return max(self.run.manifest.sites[layer].heads for layer in self.layers)
-
-    @property
-    def samples(self) -> range:
-        """Every sample of the run."""
-        return range(len(self.run.manifest.labels))
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -50,8 +51,8 @@ class StoredMaps:
     def places(self) -> Iterator[tuple[tuple[int, int, int], int, int, int]]:
         """Every map: where it is in an array of `shape`; its sample, step and layer."""
         for (s, step), (l, layer) in product(enumerate(self.steps), enumerate(self.layers)):
-            for sample in self.samples:  # innermost: samples of a step and layer share a read
-                yield (s, sample, l), sample, step, layer
+            for i, sample in enumerate(self.samples):  # innermost: they share a read
+                yield (s, i, l), sample, step, layer
 
     def rows(
         self,
@@ -88,9 +89,12 @@ def stored_maps(
     *,
     layers: Iterable[int] | None = None,
     steps: Iterable[int] | None = None,
+    samples: Iterable[int] | None = None,
     branch: Branch = "cond",
 ) -> StoredMaps:
     """The maps of `layers` (None: all on the first patch grid) at `steps` (None: all stored ones).
+
+    Of `samples`, or of all if that is None.
 
     Raises:
         BadRequest: the run stored no Q and K, or not of such a step; no layer has patches, or the
@@ -111,7 +115,9 @@ def stored_maps(
             field="layers",
             expected=f"some of {listed(patch_layers(run))}",
         )
-    return StoredMaps(run, branch, tuple(chosen), _steps(run, steps, stored), grid)
+    every = range(len(run.manifest.labels))
+    kept = every if samples is None else [checked_sample(run, sample) for sample in samples]
+    return StoredMaps(run, branch, tuple(chosen), _steps(run, steps, stored), tuple(kept), grid)
 
 
 def _steps(run: Run, steps: Iterable[int] | None, stored: list[int]) -> tuple[int, ...]:

@@ -39,6 +39,7 @@ def symmetry(
     at: float | None = None,
     layers: Iterable[int] | None = None,
     steps: Iterable[int] | None = None,
+    samples: Iterable[int] | None = None,
     branch: Branch = "cond",
 ) -> xarray.Dataset:
     """Symmetry of every stored map about an axis through the picture.
@@ -52,6 +53,7 @@ def symmetry(
             None: the middle. Patches whose mirror image is off the grid are left out.
         layers: these; None: all that have the first patch grid.
         steps: these; None: all whose Q and K are stored.
+        samples: these; None: all.
         branch: "cond" or "uncond".
 
     Returns:
@@ -62,7 +64,7 @@ def symmetry(
     Raises:
         BadRequest: no Q and K stored; an axis off the grid; a region whose mirror image is.
     """
-    maps = stored_maps(run, layers=layers, steps=steps, branch=branch)
+    maps = stored_maps(run, layers=layers, steps=steps, samples=samples, branch=branch)
     at, mirror = mirror_image(maps.grid, axis, at)
     inside = _side(region, maps.grid, mirror, axis, at)
     found = {

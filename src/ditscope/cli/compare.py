@@ -22,14 +22,28 @@ def compare(
     run_b: Annotated[Path, typer.Argument(help="The other; the same one for two of its classes.")],
     class_a: Annotated[str | None, typer.Option(help="Only this class of RUN_A.")] = None,
     class_b: Annotated[str | None, typer.Option(help="Only this class of RUN_B.")] = None,
+    step_a: Annotated[
+        list[int] | None, typer.Option(help="Only this step of RUN_A; repeatable.")
+    ] = None,
+    step_b: Annotated[
+        list[int] | None, typer.Option(help="Of RUN_B. [default: those of RUN_A]")
+    ] = None,
+    others: Annotated[
+        bool, typer.Option("--others", help="--class-a against the other classes of RUN_B.")
+    ] = False,
     branch: Annotated[str, typer.Option(help="cond or uncond.")] = "cond",
     top: Annotated[int, typer.Option(min=1, help="How many differences to print.")] = 10,
     json: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False,
 ) -> None:
-    """Compare the attention of two runs: classes, seeds, checkpoints or models of any size.
+    """Compare the attention of two runs: classes, seeds, steps, checkpoints or models of any size.
 
     Numbers are in units of even attention; `p` is adjusted for the number of comparisons.
     """
+    if others:
+        from ditscope.cli.compare_others import compare_others
+
+        compare_others(run_a, run_b, class_a, class_b or step_a or step_b, branch, top, json)
+        return
     from ditscope.analysis.compare import SIGNIFICANT, most_changed
     from ditscope.analysis.compare import compare as compared
     from ditscope.runs.reader import open_run
@@ -39,6 +53,8 @@ def compare(
         open_run(run_b),
         class_a=class_a,
         class_b=class_b,
+        steps_a=step_a or None,
+        steps_b=step_b or None,
         branch=branch,  # type: ignore[arg-type]
     )
     rows = records(most_changed(found, top))

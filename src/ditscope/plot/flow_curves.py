@@ -47,7 +47,7 @@ def flow(
     """
     sample = checked_sample(run, sample)
     chosen = None if layers is None else list(layers)
-    found = mass_flow(run, regions, layers=chosen, branch=branch)
+    found = mass_flow(run, regions, layers=chosen, samples=[sample], branch=branch)
     lift = found["lift"].sel(sample=sample).mean(["layer", "head"], skipna=True)
     names = found["source"].values.tolist()
     picture, words = finished_picture(run, sample)

@@ -67,7 +67,7 @@ def symmetry(
         BadRequest: see `analysis.symmetry.symmetry`.
     """
     sample = checked_sample(run, sample)
-    found = measured(run, region, axis=axis, at=at, steps=steps, branch=branch)
+    found = measured(run, region, axis=axis, at=at, steps=steps, samples=[sample], branch=branch)
     heads = found.sel(sample=sample).mean("step", skipna=True)
     density = received_maps(run, steps=steps, samples=[sample], branch=branch)[0].mean("layer")
     picture, name = finished_picture(run, sample)
