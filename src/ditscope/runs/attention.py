@@ -129,7 +129,7 @@ def _collected(
     picked = [index - (heads.start or 0) for index in head.indices]
     length = site.keys if axis == QUERY else site.queries
     total = np.zeros((*(choices[name].size for name in _AXES), length))
-    sources, replays, worst = set(), set(), 0.0
+    sources, worst = set(), 0.0
     # The layer before branch and sample: these lie in one chunk.
     order = (STEP, LAYER, BRANCH, SAMPLE)
     for place in itertools.product(*(enumerate(choices[name].indices) for name in order)):
@@ -144,13 +144,10 @@ def _collected(
         found = found[picked] if head.stays else found[picked].mean(axis=0, keepdims=True)
         total[tuple(choices[name].position(number[name]) for name in _AXES[:-1])] += found
         sources.add(operands.source)
-        replays.add(operands.replay)
     averaged = [len(choices[name].indices) for name in order if not choices[name].stays]
     notes: dict[str, object] = {"source": " and ".join(sorted(sources))}
     if axis == QUERY:
         notes["row_sum_error"] = worst
-    if said := sorted(filter(None, replays)):
-        notes["replay"] = "; ".join(said)
     return _Found((total / np.prod(averaged, initial=1)).astype(np.float32), notes)
 
 

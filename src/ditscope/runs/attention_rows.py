@@ -37,7 +37,6 @@ class Operands:
     scale: float
     source: Literal["stored", "replayed"]
     numbers: str = "float32"  # what q and k were computed in
-    replay: str | None = None  # what a replay says of its next latent
 
     @property
     def nbytes(self) -> int:

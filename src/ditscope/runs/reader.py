@@ -155,9 +155,9 @@ class Run:
         """Where tokens look, (..., y, x): probabilities that sum to 1; or who looks at them.
 
         Exact: from stored Q, K and log-sum-exp where they were kept, else by running that one step
-        again (`attrs["source"]`: "stored" or "replayed"; `attrs["replay"]` says whether the replay
-        came to the recorded next latent). What is asked for as one index is no axis of the result
-        but an attribute. A mean over layers or heads holds one call of attention at a time.
+        again (`attrs["source"]`: "stored" or "replayed"). What is asked for as one index is no axis
+        of the result but an attribute. A mean over layers or heads holds one call of attention at a
+        time.
 
         Args:
             layer: index or name of a site; several; "all"; or "mean" over all.
