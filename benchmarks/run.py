@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks import capture, forward, reading, recording, startup, training
+from benchmarks import analyses, capture, forward, reading, recording, startup, training
 
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], None]] = {
     "startup": lambda arguments: startup.main(arguments.pairs),
@@ -18,6 +18,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], None]] = {
     "reading": lambda arguments: reading.main(arguments.pairs),
     "training": lambda arguments: training.main(arguments.pairs),
     "capture": capture.main,
+    "analyses": lambda arguments: analyses.main(),
 }
 
 
