@@ -134,7 +134,8 @@ def usual_steps(run: Run, branch: Branch) -> list[int]:
     stored = stored_steps(run, branch)
     if len(stored) < len(USUAL_TIMESTEPS):
         stored = [record.index for record in run.steps if branch in record.branches]
-    scale = float(run.manifest.model.process.get("time_scale") or 1000.0) / 1000
+    told = run.manifest.model.process.get("time_scale")
+    scale = told / 1000 if isinstance(told, int | float) and told > 0 else 1.0
     chosen = {
         min(stored, key=lambda step: abs(run.steps[step].timestep - timestep * scale))
         for timestep in USUAL_TIMESTEPS
