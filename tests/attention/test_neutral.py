@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import xarray
 
 from ditscope.attention import stats
 from ditscope.attention.capture import Capture
@@ -71,7 +72,8 @@ def test_many_forwards_of_a_compiled_model():
                 outputs = [compiled(factor * x) for _ in range(10)]
             with watch(model) as uncompiled:
                 model(factor * x)
-            assert seen.stats.isel(forward=[9]).equals(uncompiled.stats)
+            # Another path than the kernel's: a graph is made of stock operators.
+            xarray.testing.assert_allclose(seen.stats.isel(forward=[9]), uncompiled.stats, 1e-5)
             assert all(torch.equal(each, outputs[0]) for each in outputs)
         assert torch.equal(plain, compiled(x))
     assert len(graphs) == 2
