@@ -1,15 +1,28 @@
-"""All benchmarks, or those named: `scripts/bench [NAME ...] [--pairs N]`."""
+"""All benchmarks of speed, or those named: `scripts/bench [NAME ...] [--pairs N]`.
+
+`scripts/bench faults [options]` measures something else: whether planted faults are found.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
 import platform
+import sys
 from collections.abc import Callable
 
 import torch
 
-from benchmarks import analyses, capture, forward, reading, recording, startup, training
+from benchmarks import (
+    analyses,
+    capture,
+    faults,
+    forward,
+    reading,
+    recording,
+    startup,
+    training,
+)
 
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], None]] = {
     "startup": lambda arguments: startup.main(arguments.pairs),
@@ -24,6 +37,9 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], None]] = {
 
 def main() -> None:
     """Run and print; every ratio is of times taken in turn in one process."""
+    if sys.argv[1:2] == ["faults"]:
+        faults.main(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, []], metavar="name")
     parser.add_argument("--pairs", type=int, default=5)

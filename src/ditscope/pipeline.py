@@ -12,7 +12,6 @@ from __future__ import annotations
 import difflib
 import os
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor
 
 from ditscope.core import strict_json
+from ditscope.core.bundled import BUNDLED, bundled_folder
 from ditscope.core.pipeline_config import CONFIG_FILE, PipelineConfig
 from ditscope.core.variants import VARIANTS
 from ditscope.data.codecs import Codec, codec
@@ -39,7 +39,6 @@ DTYPES: dict[torch.dtype, DType] = {
     torch.float16: "float16",
 }
 Process = DDPMProcess | FlowProcess
-BUNDLED = ("emoji",)
 
 
 class Defaults(BaseModel):
@@ -153,11 +152,6 @@ def load(
     )
     _check_agreement(found.config, pipeline, place)
     return pipeline.to(where, dtype or default_dtype(where))
-
-
-def bundled_folder(name: str) -> Path:
-    """Where a bundled pipeline is installed."""
-    return Path(str(files("ditscope") / "bundled" / name))
 
 
 def default_dtype(device: torch.device) -> DType:

@@ -9,11 +9,17 @@ import pytest
 
 import ditscope as ds
 from ditscope.analysis.diagnose.engine import RULES
+from ditscope.analysis.diagnose.schema import DiagnosisRecord, schema
 from ditscope.errors import BadRequest
 from tests.analysis.constructed import with_statistics
 from tests.analysis.recorded import record
+from tests.contracts.tree import ROOT
 
 STEPS, SAMPLES, LAYERS, HEADS = 12, 4, 3, 4
+CALIBRATED = {"temperature", "out-of-line", "positions", "class-unlike"}
+MAPS = {"background", "lost-object", "broken-object", "asymmetric"}
+UNASKED = CALIBRATED | MAPS | {"silent-heads"}
+"""Rules that these runs cannot answer: no calibration, no stored maps, no output_norm."""
 LOG_N = math.log(20)  # 4 x 5 patches
 RMS = math.sqrt((16 + 25 - 2) / 6)
 
@@ -75,6 +81,15 @@ def still(values):
         array[:] = array[:1] * (1 + 1e-4 * np.arange(STEPS)[:, None, None, None, None])
 
 
+def saturated(values):
+    values["entropy"][2:, :, :, 1, 3] *= 0.005 / LOG_N
+
+
+def silent(values):
+    values["output_norm"] = 3 + values["entropy"]
+    values["output_norm"][5:, :, :, 0, 1:3] = 1e-6
+
+
 def reversed_phases(values):
     values["rms_distance"][:] = values["rms_distance"][::-1].copy()
 
@@ -90,6 +105,8 @@ FAULTS = {
     "collapsed": (collapsed, {"layer": 1, "steps": (0, 11)}),
     "diffuse": (diffuse, {"layer": 0, "steps": (4, 11)}),
     "dead-heads": (dead, {"layer": 1, "heads": (0, 2)}),
+    "saturated": (saturated, {"layer": 1, "heads": (3,), "steps": (2, 11)}),
+    "silent-heads": (silent, {"layer": 0, "heads": (1, 2), "steps": (5, 11)}),
     "redundant-heads": (redundant, {"layer": 2, "heads": (1, 3)}),
     "phases": (still, {"severity": "error"}),
     "phases ": (reversed_phases, {"severity": "warning"}),
@@ -106,18 +123,19 @@ def test_a_planted_fault_is_found_and_located_and_nothing_else_is(tmp_path, name
     (finding,) = found.findings
     assert finding.rule == name.strip()
     assert {key: getattr(finding, key) for key in where} == where
-    assert not found.healthy and found.skipped == {}
-    assert set(found.checked) == set(RULES)
+    assert not found.healthy and set(found.skipped) == UNASKED - {name}
+    assert set(found.checked) == set(RULES) - UNASKED | {name.strip()}
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_healthy_runs_have_no_findings(tmp_path, seed):
     found = diagnosed(tmp_path / "run", healthy(seed))
-    assert found.healthy and found.checked == tuple(RULES)
+    assert found.healthy and found.checked == tuple(r for r in RULES if r not in UNASKED)
 
 
 def test_every_rule_has_a_fault_that_it_finds():
-    assert {name.strip() for name in FAULTS} == set(RULES)
+    elsewhere = CALIBRATED | MAPS | {"census"}  # in test_calibration, test_object_rules and below
+    assert {name.strip() for name in FAULTS} == set(RULES) - elsewhere
 
 
 @pytest.mark.parametrize(
@@ -157,7 +175,10 @@ def test_short_runs_without_guidance_say_what_was_not_asked(tmp_path, steps):
     values = {name: array[:steps, :, :1] for name, array in healthy(branches=1).items()}
     found = diagnosed(tmp_path / "run", values)
     assert found.healthy
-    assert set(found.skipped) == {"branches", "phases"}
+    assert set(found.skipped) == UNASKED | {"branches", "phases"}
+    assert "--qk-steps" in found.skipped["background"]
+    assert "--metrics output_norm" in found.skipped["silent-heads"]
+    assert "ditscope calibrate toy" in found.skipped["temperature"]
     assert "--cfg-scale" in found.skipped["branches"] and "--steps 20" in found.skipped["phases"]
 
 
@@ -176,7 +197,7 @@ def test_rules_can_be_chosen(tmp_path):
     assert ds.diagnose(run, ["sinks"]).healthy
     assert ds.diagnose(run, ["sinks", "dead-heads"]).checked == ("dead-heads", "sinks")
     for rules, words in ((["gini"], "there is no rule 'gini'"), ([], "no rule is named")):
-        with pytest.raises(BadRequest, match=f"rules: {words}; expected some of not-finite, bran"):
+        with pytest.raises(BadRequest, match=f"rules: {words}; expected some of not-finite, cens"):
             ds.diagnose(run, rules)
 
 
@@ -185,7 +206,8 @@ def test_a_diagnosis_is_plain_data(tmp_path, name):
     values = healthy()
     FAULTS[name][0](values)
     tree = json.loads(json.dumps(diagnosed(tmp_path / "run", values).to_dict(), allow_nan=False))
-    assert (tree["format"], tree["version"], tree["healthy"]) == ("ditscope-diagnosis", 1, False)
+    DiagnosisRecord.model_validate_json(json.dumps({"run": "x", **tree}), strict=True)
+    assert (tree["format"], tree["version"], tree["healthy"]) == ("ditscope-diagnosis", 2, False)
     (finding,) = tree["findings"]
     assert finding["threshold"]["origin"] and finding["message"] and finding["place"]
 
@@ -225,3 +247,31 @@ def test_the_command_of_a_finding_draws_the_pictures_again(tmp_path):
         "--batch-size": str(len(manifest.batches[0])),
     }.items():
         assert words[words.index(option) + 1] == wanted
+
+
+def with_config(run, **config):
+    model = run.manifest.model.model_copy(update={"config": config})
+    run.manifest = run.manifest.model_copy(update={"model": model})
+    return run
+
+
+def test_layers_that_were_not_seen_are_named(tmp_path):
+    run = with_statistics(tmp_path / "run", healthy())
+    assert ds.diagnose(with_config(run, depth=LAYERS, num_heads=HEADS), ["census"]).healthy
+    (finding,) = ds.diagnose(with_config(run, depth=5, num_heads=HEADS), ["census"]).findings
+    assert finding.message == "3 attention calls were seen, the network has 5 blocks"
+    assert (finding.measured, finding.place()) == (2, "the whole run")
+    found = ds.diagnose(with_config(run, depth=LAYERS, num_heads=6), ["census"]).findings
+    assert [each.layer for each in found] == [0, 1, 2] and "has 4 heads" in found[0].message
+
+
+def test_the_published_schema_is_that_of_the_output():
+    """`python -m ditscope.analysis.diagnose.schema` writes it."""
+    published = (ROOT / "docs" / "diagnosis.schema.json").read_text(encoding="utf-8")
+    assert published == schema()
+
+
+def test_every_rule_says_what_it_asks_and_measures():
+    for rule in RULES.values():
+        assert rule.question.endswith("?") and len(rule.measurement) > 20, rule.name
+        assert rule.threshold is None or rule.threshold.origin, rule.name

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from ditscope.attention import stats, tiles
 from ditscope.attention.kernels import cpu
 from ditscope.attention.metrics.plan import explain, plan_of
-from ditscope.attention.metrics.registry import BRANCHES, STEPS, find
+from ditscope.attention.metrics.registry import BRANCHES, OUTPUT, STEPS, find
 from ditscope.attention.operands import operands
 from ditscope.attention.seam import AttentionCall
 from ditscope.attention.stats import measure
@@ -17,7 +17,7 @@ from ditscope.core.statistics import STATISTICS
 from tests.attention.exact import exact_metrics
 from tests.attention.reference import qkv
 
-NAMES = tuple(name for name in STATISTICS if find(name).needs not in (STEPS, BRANCHES))
+NAMES = tuple(name for name in STATISTICS if find(name).needs not in (STEPS, BRANCHES, OUTPUT))
 GRID = TokenGrid(height=4, width=6)
 JOINT = TokenGrid(height=4, width=6, start=5)
 SEGMENTS = (

@@ -155,10 +155,20 @@ class Capture:
         if not (self._plan.names or self._on_attention):
             return
         found = measure(attention, self._plan, site.grid, site.segments)
-        self._found.append(replace(found, heads=found.heads | self._compared(attention)))
+        put_out = self._put_out(output, attention)
+        compared = self._compared(attention)
+        self._found.append(replace(found, heads=found.heads | compared | put_out))
         if self._on_attention:
             v, output = values_and_output(call, output)
             self._on_attention(Seen(site, attention, found.lse, v, output))
+
+    def _put_out(self, output: Tensor, attention: Operands) -> dict[str, Tensor]:
+        """The metrics of what the call returned, which is laid out as its queries are."""
+        wanted = self._plan.output
+        if not wanted:
+            return {}
+        laid_out = output.reshape(*attention.q.shape[:3], output.shape[-1])
+        return {metric.name: metric.of_output(laid_out) for metric in wanted}
 
     def _compared(self, attention: Operands) -> dict[str, Tensor]:
         """The metrics of this call and its counterpart in another branch or step."""

@@ -18,17 +18,23 @@ EXIT_FINDINGS = 1
 
 def diagnose(
     run: Annotated[Path, typer.Argument(help="The folder of a run.")],
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="Healthy runs to hold it against. [default: those beside its model]"),
+    ] = None,
     rules: Annotated[
         str | None, typer.Option(help="Only these rules, with commas between. [default: all]")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Ask what is wrong with a run. Exit code 0: nothing was found; 1: something was."""
+    from ditscope.analysis.diagnose.calibration import read_calibration
     from ditscope.analysis.diagnose.engine import diagnose as diagnosed
     from ditscope.runs.reader import open_run
 
     chosen = None if rules is None else [name.strip() for name in rules.split(",") if name.strip()]
-    found = diagnosed(open_run(run), chosen)
+    healthy = None if calibration is None else read_calibration(calibration)
+    found = diagnosed(open_run(run), chosen, calibration=healthy)
     if json:
         print_json({"run": str(run), **found.to_dict()})
     else:
@@ -43,8 +49,11 @@ def lines(found: Diagnosis) -> list[str]:
     count = len(found.findings)
     verdict = "nothing was found" if found.healthy else f"{count} finding{'s' * (count > 1)}"
     shown.append(f"{verdict}; {len(found.checked)} rules checked: {', '.join(found.checked)}")
+    shown.append(f"calibration: {found.calibration}")
+    reasons: dict[str, list[str]] = {}
     for name, why in found.skipped.items():
-        shown.append(f"not checked: {name}: {' '.join(why.split())}")
+        reasons.setdefault(" ".join(why.split()), []).append(name)
+    shown += [f"not checked: {', '.join(names)}: {why}" for why, names in reasons.items()]
     return shown
 
 

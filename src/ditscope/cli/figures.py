@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from ditscope.analysis.diagnose.finding import Finding
     from ditscope.runs.reader import Run
 
 
@@ -18,6 +19,7 @@ class Kind(StrEnum):
     depth = "depth"
     differences = "differences"
     film = "film"
+    finding = "finding"
     flow = "flow"
     head = "head"
     heads = "heads"
@@ -42,6 +44,7 @@ TAKES: dict[Kind, set[str]] = {
     Kind.depth: {"metric", "layer", "step", "branch"},
     Kind.differences: {"other", "class_a", "class_b", "branch"},
     Kind.film: PLACE | {"layer", "step", "rate"},
+    Kind.finding: {"rule", "layer"},
     Kind.flow: {"region", "layer", "sample", "branch"},
     Kind.head: PLACE | {"layer", "step"},
     Kind.heads: {"metric", "step", "sample", "branch"},
@@ -135,6 +138,8 @@ def drawn(kind: Kind, run: Run, title: str | None, chosen: dict[str, Any]) -> Fi
     if kind is Kind.flow:
         regions = dict(chosen.pop("regions", ())) or _found_object(run, chosen)
         return figures.flow(run, regions, title=title, **chosen)
+    if kind is Kind.finding:
+        return figures.finding(run, _first_finding(run, **chosen), title=title)
     if kind is Kind.symmetry and "region" in chosen:
         chosen["region"] = chosen["region"][1]
     if kind is Kind.received and chosen.get("head") == "mean":
@@ -176,6 +181,22 @@ def _continuity(run: Run, title: str | None, chosen: dict[str, Any]) -> Figure:
         )
     found = continuity_between(run, *(box for _, box in regions), **chosen)
     return figures.continuity(run, found, title=title)
+
+
+def _first_finding(run: Run, rule: str | None = None, layer: int | None = None) -> Finding:
+    """The worst finding of a run, of a rule and layer if they are named; BadRequest without one."""
+    from ditscope.analysis.diagnose.engine import diagnose
+    from ditscope.errors import BadRequest
+
+    found = diagnose(run, None if rule is None else [rule])
+    for each in found.findings:
+        if layer is None or each.layer == layer:
+            return each
+    raise BadRequest(
+        "nothing was found that could be drawn",
+        field="rule" if rule else "run",
+        fix=". ".join(found.skipped.values()) or "`ditscope diagnose` says what there is",
+    )
 
 
 def _found_object(run: Run, chosen: dict[str, Any]) -> dict[str, Any]:

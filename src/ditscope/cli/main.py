@@ -20,6 +20,7 @@ from typing import Annotated
 
 import typer
 
+from ditscope.cli.calibrate import calibrate
 from ditscope.cli.compare import compare
 from ditscope.cli.console import print_error
 from ditscope.cli.convert import convert
@@ -99,6 +100,7 @@ COMMANDS = (
     info,
     compare,
     diagnose,
+    calibrate,
     plot,
 )
 for command in COMMANDS:

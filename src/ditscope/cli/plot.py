@@ -36,6 +36,7 @@ def plot(
     axis: Annotated[str | None, typer.Option(help="symmetry: vertical or horizontal.")] = None,
     at: Annotated[float | None, typer.Option(help="symmetry: column or row of the axis.")] = None,
     parts: Annotated[int | None, typer.Option(min=1, help="parts: how many; else found.")] = None,
+    rule: Annotated[str | None, typer.Option(help="finding: the first of this rule.")] = None,
     rate: Annotated[float | None, typer.Option(help="film: pictures a second.")] = None,
     dpi: Annotated[int, typer.Option(min=20, max=1200, help="Dots per inch of a PNG.")] = 144,
     title: Annotated[str | None, typer.Option(help="In place of the usual title.")] = None,
@@ -47,7 +48,8 @@ def plot(
     every head. head, layers, timesteps, overlay: where one patch looks; film: the same, moving.
     matrix: all patches at once. received: what patches receive. relevance: what a patch is made
     from. parts: objects found from attention. symmetry, continuity, flow: about regions.
-    differences, map-differences: two runs, or two classes of one. pictures: what was drawn.
+    differences, map-differences: two runs, or two classes of one. finding: what diagnose found.
+    pictures: what was drawn.
     --layer, --step, --metric and --region may be repeated where several are shown.
     """
     from ditscope.plot.moving import checked_film, film, save_film
@@ -66,6 +68,7 @@ def plot(
         "class_a": class_a,
         "class_b": class_b,
         "region": region,
+        "rule": rule,
         "axis": axis,
         "at": at,
         "parts": parts,

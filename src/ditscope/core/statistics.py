@@ -271,6 +271,15 @@ STATISTICS = {
         *(_segment_mass(kind) for kind in SEGMENTS),
         *(_frequency(band) for band in ("low", "high")),
         Statistic(
+            name="output_norm",
+            long_name="size of what a head puts out, root mean square over queries",
+            unit="1",
+            formula="sqrt(mean_i |sum_j p_ij v_j|^2)",
+            source="after Kobayashi et al. 2020, arXiv:2004.10102",
+            maximum=_constant(math.inf),
+            axis=None,
+        ),
+        Statistic(
             name="head_similarity",
             long_name="likeness to the other heads of the layer, Bhattacharyya coefficient",
             unit="1",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ditscope.plot.difference_map import differences
+    from ditscope.plot.finding_card import finding
     from ditscope.plot.flow_curves import flow
     from ditscope.plot.head_atlas import heads
     from ditscope.plot.head_matrix import matrix
@@ -36,6 +37,7 @@ __all__ = [
     "depth",
     "differences",
     "film",
+    "finding",
     "flow",
     "head_map",
     "heads",
@@ -61,6 +63,7 @@ _HOMES = {
     "depth": "layer_profiles",
     "differences": "difference_map",
     "film": "moving",
+    "finding": "finding_card",
     "flow": "flow_curves",
     "head_map": "single_head",
     "heads": "head_atlas",

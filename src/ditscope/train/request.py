@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ditscope.core.bundled import BUNDLED
 from ditscope.core.strict_json import validated
 from ditscope.core.variants import variant
 from ditscope.data.classes import STYLES
@@ -31,7 +32,6 @@ from ditscope.diffusion.ddpm import DDPMProcess
 from ditscope.diffusion.flow import FlowProcess
 from ditscope.errors import BadConfig, BadRequest, foreign
 from ditscope.model.config import DiTConfig
-from ditscope.pipeline import BUNDLED
 from ditscope.train.config import TrainConfig
 from ditscope.train.heads import choose_heads
 from ditscope.train.presets import DEFAULT, OBJECTIVES, PRESETS, named

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ditscope.core.bundled import BUNDLED, bundled_folder
 from ditscope.core.pipeline_config import CONFIG_FILE
 from ditscope.core.strict_json import read, validated
 from ditscope.errors import BadCheckpoint, BadConfig
@@ -18,7 +19,6 @@ from ditscope.model.config import DiTConfig
 from ditscope.model.dit import DiT
 from ditscope.model.sources import read_source
 from ditscope.model.weights import load_into, weights_sha256
-from ditscope.pipeline import BUNDLED, bundled_folder
 from ditscope.train.checkpoint import NAME, load_checkpoint, newest_checkpoint
 from ditscope.train.coarse import coarsen
 from ditscope.train.config import TrainConfig

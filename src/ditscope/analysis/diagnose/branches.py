@@ -2,58 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy
+import xarray
 
-from ditscope.analysis.diagnose.finding import Finding, Rule, Threshold, draw, sample_again
-from ditscope.analysis.diagnose.measured import step_range
-from ditscope.analysis.recorded import branch_steps, recorded
-from ditscope.runs.reader import Run
+from ditscope.analysis.diagnose.finding import Threshold
+from ditscope.analysis.diagnose.rule import Array, Rule, Suspect, held
+from ditscope.analysis.diagnose.seen import Seen
+from ditscope.analysis.recorded import branch_steps
 
-THRESHOLD = Threshold(
-    "at most",
-    1e-4,
-    "relative difference",
-    "absolute: branches that are told different classes differ by percents, equal ones by rounding",
-)
-LASTING = 0.5
+LASTING = 0.2
 """Share of the steps."""
 
 
-def check(run: Run) -> list[Finding]:
-    """A finding if no statistic of any head tells the branches apart at half of the steps."""
-    steps = numpy.array(branch_steps(run, "uncond"))
-    steps = steps[numpy.isin(steps, branch_steps(run, "cond"))]
-    cond, uncond = (recorded(run, branch=b).sel(step=steps) for b in ("cond", "uncond"))  # type: ignore[arg-type]
+class Branches(Rule):
+    """Both branches of guidance have the same attention for a fifth of the steps."""
+
+    name = "branches"
+    question = "Does the class change what is attended to?"
+    measurement = (
+        "difference between the branches as a share of their size, at a step, mean over the "
+        "statistics of all heads"
+    )
+    threshold = Threshold(
+        "at most",
+        1e-4,
+        "of their size",
+        "absolute: branches that are told different classes differ by percents, equal ones by "
+        "rounding",
+    )
+    side, unit, margin = "at most", "of their size", 1.5
+
+    def suspects(self, seen: Seen, threshold: Threshold) -> Iterator[Suspect]:
+        """Of the whole run."""
+        found = held(_apart(seen), threshold, LASTING)
+        if found:
+            yield Suspect(
+                message="attention is the same whether the model is told the class or not: it "
+                "ignores the class, or is given the wrong one, and guidance does nothing",
+                advice="Check the class embedding and the null label in the weights; draw another "
+                "class with the same seed: the picture should change.",
+                measured=found.measured,
+                steps=found.steps,
+                branch=None,
+                curve=found.curve,
+                picture=("heads", "--branch", "uncond"),
+            )
+
+    def worst(self, seen: Seen) -> Array:
+        """The step at which the branches are nearest, but for a fifth of the steps."""
+        return numpy.quantile(_apart(seen).transpose("step", "sample").values, LASTING, axis=0)
+
+
+def _apart(seen: Seen) -> xarray.DataArray:
+    """Difference of the branches (step, sample); NaN-free, empty where nothing is known."""
+    steps = numpy.array(branch_steps(seen.run, "uncond"))
+    steps = steps[numpy.isin(steps, branch_steps(seen.run, "cond"))]
+    cond, uncond = (seen.statistics(branch).sel(step=steps) for branch in ("cond", "uncond"))
     size = numpy.maximum(numpy.maximum(abs(cond), abs(uncond)), 1e-12)
-    apart = (abs(cond - uncond) / size).transpose("step", ...).values.reshape(len(steps), -1)
-    apart = apart[:, ~numpy.isnan(apart).all(0)]
-    if not apart.size or numpy.isnan(apart).any():  # another rule's
-        return []
-    largest = apart.max(1)
-    holds = largest <= THRESHOLD.value
-    if holds.mean() < LASTING:
-        return []
-    return [
-        Finding(
-            rule=RULE.name,
-            severity="error",
-            message="attention is the same whether the model is told the class or not: it ignores "
-            "the class, or is given the wrong one, and guidance does nothing",
-            measured=float(largest[holds].max()),
-            threshold=THRESHOLD,
-            advice="Check the class embedding and the null label in the weights; draw another "
-            "class with the same seed: the picture should change.",
-            command=sample_again(run),
-            evidence=draw(run, "heads", "--branch", "uncond"),
-            steps=step_range(steps, holds),
-        )
-    ]
-
-
-RULE = Rule(
-    "branches",
-    "Does the class change what is attended to?",
-    "largest relative difference between the branches in any statistic of any head, at a step",
-    THRESHOLD,
-    check,
-)
+    # NaN is another rule's matter, and undefined metrics are nobody's.
+    return (abs(cond - uncond) / size).mean(["metric", "layer", "head"], skipna=True)

@@ -1,12 +1,14 @@
-"""What a rule is, and what it reports."""
+"""What a rule reports: findings, thresholds, and commands that can be typed."""
 
 from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Literal
+
+import numpy
+from numpy.typing import NDArray
 
 from ditscope.core.axes import Branch
 from ditscope.errors import foreign
@@ -28,7 +30,25 @@ class Threshold:
 
     def words(self) -> str:
         """`at least 0.97 of log N`."""
-        return f"{self.side} {self.value:g} {self.unit}".rstrip()
+        return f"{self.side} {self.value:.4g} {self.unit}".rstrip()
+
+    def reached(self, values: NDArray[numpy.floating]) -> NDArray[numpy.bool_]:
+        """Where a measurement is a finding; NaN never is."""
+        return values >= self.value if self.side == "at least" else values <= self.value
+
+    def excess(self, value: float) -> float:
+        """How far beyond a value is: 1 at the threshold, 2 at twice, or half, of it."""
+        if self.side == "at least":
+            return value / self.value if self.value > 0 else math.inf
+        return self.value / value if value > 0 else math.inf
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A measurement along the steps, mean over samples."""
+
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -53,6 +73,7 @@ class Finding:
     branch: Branch | None = None
     low: float | None = None
     high: float | None = None
+    curve: Curve | None = None
 
     def place(self) -> str:
         """Where it is, in words."""
@@ -70,19 +91,18 @@ class Finding:
 
     def to_dict(self) -> dict[str, object]:
         """As plain data; a number that is not finite is None."""
-        measured = self.measured if math.isfinite(self.measured) else None
-        return {**asdict(self), "measured": measured, "place": self.place()}
+        found = {**asdict(self), "measured": finite(self.measured), "place": self.place()}
+        if self.curve is not None:
+            found["curve"] = {
+                "steps": list(self.curve.steps),
+                "values": [finite(value) for value in self.curve.values],
+            }
+        return found
 
 
-@dataclass(frozen=True)
-class Rule:
-    """A question that is asked of a run. `check` raises BadRequest if the run cannot answer it."""
-
-    name: str
-    question: str
-    measurement: str
-    threshold: Threshold
-    check: Callable[[Run], list[Finding]]
+def finite(value: float) -> float | None:
+    """The number, or None if it is NaN or infinite: JSON has no such numbers."""
+    return value if math.isfinite(value) else None
 
 
 def sample_again(run: Run, *changes: str) -> str:

@@ -3,4 +3,11 @@
 Importing this package registers all that are described in `ditscope.core.statistics`.
 """
 
-from ditscope.attention.metrics import distance, likeness, received, segments, spread  # noqa: F401
+from ditscope.attention.metrics import (  # noqa: F401
+    distance,
+    likeness,
+    output,
+    received,
+    segments,
+    spread,
+)

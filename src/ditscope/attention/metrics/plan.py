@@ -15,6 +15,7 @@ from ditscope.attention.metrics.registry import (
     COLUMNS,
     IMAGE,
     NEEDS,
+    OUTPUT,
     QUERIES,
     RECEIVED,
     STEPS,
@@ -41,6 +42,7 @@ class Plan:
     received: tuple[Metric, ...]
     steps: tuple[Metric, ...]  # in passes over the tiles of two maps
     branches: tuple[Metric, ...]  # likewise
+    output: tuple[Metric, ...]  # from what the call returned
     derived: tuple[Metric, ...]  # each after the one it follows from
     tokens: bool  # the numbers of single tokens are kept too
 
@@ -88,6 +90,7 @@ class Plan:
             if metrics:
                 lines.append(f"one pass over tiles of two maps, with the {other}:")
                 lines.append(f"  reduced per query: {_names(metrics)}")
+        lines += [f"from the output of the call: {_names(self.output)}"] if self.output else []
         lines += [f"{each.name} follows from {each.needs}" for each in self.derived]
         return "\n".join(lines)
 
@@ -122,6 +125,7 @@ def plan_of(names: Sequence[str], detail: str = "heads") -> Plan:
         received=needing(RECEIVED),
         steps=needing(STEPS),
         branches=needing(BRANCHES),
+        output=needing(OUTPUT),
         derived=tuple(derived),
         tokens=tokens,
     )

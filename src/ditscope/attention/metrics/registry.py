@@ -30,6 +30,7 @@ from ditscope.errors import BadRequest, foreign, listed
 
 QUERIES, IMAGE, COLUMNS, RECEIVED = "queries", "image", "columns", "received"
 STEPS, BRANCHES = "steps", "branches"
+OUTPUT = "output"
 NEEDS = {
     QUERIES: "tiles of the map",
     IMAGE: "tiles of the map among image tokens",
@@ -37,6 +38,7 @@ NEEDS = {
     RECEIVED: "what each key receives",
     STEPS: "tiles of the map and of that of the step before",
     BRANCHES: "tiles of the map and of that of the other branch",
+    OUTPUT: "what the call returned",
 }
 """What a metric may need; else it needs another metric, by name."""
 
@@ -62,6 +64,8 @@ class Metric:
                the step before
     branches   as above, p' of   (t, n), as above; NaN where one branch alone was evaluated
                the other branch
+    output     (B, H, N, V), as  (B, H), from the output alone, of width V; no pass is made for it
+               the call gave it
     a metric   (T,) or (T, N),   the same shape
                `Scope`
     ========== ================= ============================================================
@@ -90,6 +94,18 @@ class Metric:
         if self.finish:
             return self.finish(value, scope)
         return value
+
+    def of_output(self, output: Tensor) -> Tensor:
+        """Of a metric that needs the output (B, H, N, V): (B, H) float32."""
+        found = self.reduce(output)
+        if found is None or found.shape != output.shape[:2]:
+            shape = None if found is None else tuple(found.shape)
+            raise BadRequest(
+                f"returned shape {shape}",
+                field=f"metric {self.name}",
+                expected=f"one number for each row and head, {tuple(output.shape[:2])}",
+            )
+        return found.float()
 
     def value_columns(self, scope: Scope) -> Tensor | None:
         """Of a metric that needs columns: (M, C) float32 on the device of the call."""
@@ -161,7 +177,8 @@ def metric(
     Args:
         name: Small letters, digits and _.
         needs: What the function is given: "queries", "image", "columns", "received", "steps",
-            "branches", or the name of a metric that it follows from. `Metric` says what it returns.
+            "branches", "output", or the name of a metric that it follows from. `Metric` says what
+            it returns.
         long_name: What the number is, in words. [default: the name]
         unit: "nats", "patches", "1" for a share or a count, ...
         formula: How it is defined.
@@ -189,7 +206,7 @@ def metric(
     low, high = (
         bound if callable(bound) else (lambda site, value=float(bound): value) for bound in bounds
     )
-    axis = {RECEIVED: "key", STEPS: None, BRANCHES: None}.get(needs, "query")
+    axis = {RECEIVED: "key", STEPS: None, BRANCHES: None, OUTPUT: None}.get(needs, "query")
     if needs in _METRICS:
         axis = STATISTICS[needs].axis
 
