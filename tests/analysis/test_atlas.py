@@ -49,8 +49,9 @@ def test_heads_that_do_not_differ_have_no_extremes(run, fill):
     assert same.extremes == ()
 
 
-def test_what_was_not_evaluated_is_not_a_number(run):
-    assert np.isnan(head_atlas(run, step=0, branch="uncond").values).all()
+def test_what_was_not_evaluated_has_no_atlas(run):
+    with pytest.raises(BadRequest, match="entropy has no value here"):
+        head_atlas(run, step=0, branch="uncond")
 
 
 @pytest.mark.parametrize(
