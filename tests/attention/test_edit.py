@@ -7,6 +7,7 @@ from typing import Literal
 import pytest
 import torch
 import torch.nn.functional as F
+import xarray
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -341,7 +342,8 @@ def test_compiled_without_a_graph_break():
         assert torch.equal(compiled(*inputs), plain)
     torch.testing.assert_close(found, expected)
     assert not torch.allclose(found, plain)
-    assert seen_compiled.stats.equals(seen.stats)
+    # Another path than the kernel's: a graph is made of stock operators.
+    xarray.testing.assert_allclose(seen_compiled.stats, seen.stats, rtol=1e-5)
 
 
 def test_fused_path_is_refused_and_not_left_unseen():
