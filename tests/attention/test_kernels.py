@@ -228,13 +228,16 @@ def test_compiled_once_and_kept(fresh, monkeypatch):
 
 
 @needs_compiler
-def test_damaged_library_is_made_anew(fresh):
+@pytest.mark.parametrize("damage", [lambda _: b"no library", lambda old: old[: len(old) // 2]])
+def test_damaged_library_is_made_anew(fresh, damage):
     assert compiler.compiled() is not None
     (library,) = fresh.iterdir()
-    library.unlink()
-    library.write_bytes(b"no library")
+    whole = library.read_bytes()
+    library.unlink()  # not in place: it is open
+    library.write_bytes(damage(whole))
     compiler.compiled.cache_clear()
     assert compiler.compiled() is not None
+    assert library.read_bytes() == whole
 
 
 def test_no_compiler_no_kernel(fresh, monkeypatch, tmp_path):
@@ -252,6 +255,7 @@ def test_the_switch(fresh, monkeypatch):
     [
         ("import sys; sys.exit('this compiler is\\nbroken')", "this compiler is"),
         ("print('makes nothing')", "No such file"),
+        ("import sys; print(file=sys.stderr); sys.exit(1)", "exit status 1"),
     ],
 )
 def test_compiler_that_fails_is_said_once(fresh, monkeypatch, tmp_path, program, said):

@@ -82,6 +82,8 @@ def test_dpi_is_that_of_the_picture(cli, path, tmp_path):
         (("head", "--layer", "9"), "layer: 9 is not in this run"),
         (("heads", "--metric", "gini"), "metric: 'gini' is not in this run"),
         (("cinema",), "cinema"),
+        (("differences",), "other: compares a run with itself"),
+        (("map-differences",), "other: compares a run with itself"),
         (("continuity", "--region", "0,0,1,1"), "region: found 1; expected two"),
         (("flow", "--region", "a=0,0,1"), "expected NAME=TOP,LEFT,BOTTOM,RIGHT"),
         (("symmetry", "--at", "1.3"), "at: 1.3; expected a multiple of a half"),

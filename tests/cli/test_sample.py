@@ -146,6 +146,7 @@ def test_two_commands_at_the_same_moment_choose_two_names(pipeline_folder, tmp_p
         (["--seed", "-1"], 2, "seed"),
         (["--batch-size", "0"], 2, "batch"),
         (["--num-samples", "0"], 2, "--num-samples"),
+        (["--class", "bee", "--class", "2", "--num-samples", "1"], 2, "1 for 2 classes"),
         (["--qk-steps", "99", "--steps", "2"], 2, "qk"),
         (["--temperature", "0"], 2, "Temperature.temperature"),
         (["--temperature", "nan"], 2, "Temperature.temperature"),

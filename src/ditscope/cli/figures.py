@@ -152,9 +152,16 @@ def drawn(kind: Kind, run: Run, title: str | None, chosen: dict[str, Any]) -> Fi
 
 def _compared(kind: Kind, run: Run, title: str | None, chosen: dict[str, Any]) -> Figure:
     from ditscope import plot as figures
+    from ditscope.errors import BadRequest
     from ditscope.runs.reader import open_run
 
     other = chosen.pop("other", None)
+    if other is None and not {"class_a", "class_b"} & chosen.keys():
+        raise BadRequest(
+            "compares a run with itself",
+            field="other",
+            expected="--other RUN, or --class-a and --class-b",
+        )
     names = chosen.get("class_a") or "A", chosen.get("class_b") or "B"
     second = open_run(other) if other else run
     if kind is Kind.map_differences:

@@ -154,11 +154,20 @@ def note(pipe: Pipeline) -> None:
 
 
 def chosen_labels(pipe: Pipeline, classes: list[str], count: int | None) -> list[int]:
-    """The classes of the pictures: those named, in turn, or a spread over all there are."""
+    """The classes of the pictures: those named, in turn, or a spread over all there are.
+
+    Raises BadRequest for an unknown class, or more classes than pictures.
+    """
     from ditscope.core.labels import find_class
 
     named = [find_class(name, pipe.labels) for name in classes]
     count = count or len(named) or 1
+    if count < len(named):
+        raise BadRequest(
+            f"{count} for {len(named)} classes",
+            field="--num-samples",
+            expected="one or more of each",
+        )
     if not named:
         total = len(pipe.labels)
         named = [index * total // min(count, total) for index in range(min(count, total))]

@@ -39,7 +39,7 @@ def _figures(run: Run) -> Iterator[tuple[str, str, Figure]]:
     if not run.stats or not patch_layers(run):
         return
     yield "head.png", "one head: where one patch looks", head_map(run)
-    yield "layers.png", "six layers, from first to last", layers(run)
+    yield "layers.png", "six layers, from early to late", layers(run)
     yield "timesteps.png", "five steps, from noise to picture", timesteps(run)
     yield "patch.png", "what one patch attends to, over the picture", overlay(run)
     yield "heads.png", "all heads, coloured by entropy", heads(run)

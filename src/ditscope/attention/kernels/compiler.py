@@ -17,12 +17,14 @@ import warnings
 from functools import lru_cache
 from pathlib import Path
 
+from ditscope.core.atomic import file_sha256
 from ditscope.core.cache import cache_folder
 
 SOURCE = Path(__file__).with_name("rows.cpp")
 HEADER = Path(__file__).with_name("scores.h")
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-fno-math-errno")
 SECONDS = 120
+DIGITS = 20
 COMPILERS = ("g++", "clang++", "c++")
 
 SWITCH = "DITSCOPE_KERNELS"
@@ -41,10 +43,10 @@ def compiled() -> ctypes.CDLL | None:
         with tempfile.TemporaryDirectory(prefix="ditscope-") as temporary:
             return _loaded(compiler, Path(temporary))  # may be unlinked once it is open
     except (OSError, subprocess.SubprocessError) as reason:
-        said = getattr(reason, "stderr", None) or str(reason)
+        said = (getattr(reason, "stderr", None) or "").strip() or str(reason)
         warnings.warn(
             f"the attention kernel could not be compiled, so statistics will be slower "
-            f"({SWITCH}=0 says not to try): {said.strip().splitlines()[0][:200]}",
+            f"({SWITCH}=0 says not to try): {said.splitlines()[0][:200]}",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -56,19 +58,29 @@ def _loaded(compiler: str, folder: Path) -> ctypes.CDLL:
     flags = (*FLAGS, *_processor_flags())
     sources = (path.read_text(encoding="utf-8") for path in (HEADER, SOURCE))
     made_of = "\0".join((*sources, compiler, _version(compiler), *flags, _processor()))
-    library = folder / f"rows-{hashlib.sha256(made_of.encode()).hexdigest()[:20]}.so"
-    try:
-        found = ctypes.CDLL(str(library))
-    except OSError:  # not there, or cut short
-        with tempfile.TemporaryDirectory(dir=folder, prefix="compiling-") as beside:
-            fresh = Path(beside) / library.name
-            _run(compiler, *flags, str(SOURCE), "-o", str(fresh))
-            fresh.replace(library)
-        found = ctypes.CDLL(str(library))
+    name = f"rows-{hashlib.sha256(made_of.encode()).hexdigest()[:DIGITS]}"
+    found = ctypes.CDLL(str(_whole(folder, name) or _made(compiler, flags, folder, name)))
     found.ditscope_workspace.restype = ctypes.c_int64
     found.ditscope_reads_bfloat16.restype = ctypes.c_int32
     found.ditscope_rows.restype = None
     return found
+
+
+def _whole(folder: Path, name: str) -> Path | None:
+    """A library of that name with the content that its name tells; one cut short would kill us."""
+    for library in sorted(folder.glob(f"{name}-*.so")):
+        if library.is_file() and library.stem == f"{name}-{file_sha256(library)[:DIGITS]}":
+            return library
+    return None
+
+
+def _made(compiler: str, flags: tuple[str, ...], folder: Path, name: str) -> Path:
+    with tempfile.TemporaryDirectory(dir=folder, prefix="compiling-") as beside:
+        fresh = Path(beside) / "rows.so"
+        _run(compiler, *flags, str(SOURCE), "-o", str(fresh))
+        library = folder / f"{name}-{file_sha256(fresh)[:DIGITS]}.so"
+        fresh.replace(library)
+    return library
 
 
 def _run(*command: str) -> str:
