@@ -12,6 +12,7 @@ of a block.
 """
 
 # pyright: reportMissingImports=false, reportPossiblyUnboundVariable=false, reportIndexIssue=false
+# pyright: reportCallIssue=false
 # A kernel is not quite Python, and Triton is not everywhere.
 
 from __future__ import annotations
