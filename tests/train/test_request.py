@@ -19,7 +19,10 @@ LOOKS = {"log_every", "save_every", "preview_every", "health_every", "max_skippe
 """Settings that change no weight."""
 
 
-def test_the_recipe_of_the_bundled_model_means_what_it_did() -> None:
+def test_the_recipe_of_the_bundled_model_means_what_it_did(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ditscope.train.request.default_dtype", lambda device: "bfloat16")
     found, notes = resolve(Request(recipe=ROOT / "recipes" / "emoji.toml"))
     assert notes == [] and label_names(found)[0] == "dog face"
     assert found.model_dump(exclude={"model", "process"}) == {
@@ -63,8 +66,9 @@ def test_the_recipe_of_the_bundled_model_means_what_it_did() -> None:
     assert found.sampling == "logit-normal"
 
 
-def test_the_recipe_is_that_of_the_bundled_weights() -> None:
+def test_the_recipe_is_that_of_the_bundled_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """What decides the weights is the same in the recipe and in what was exported."""
+    monkeypatch.setattr("ditscope.train.request.default_dtype", lambda device: "bfloat16")
     found, _ = resolve(Request(recipe=ROOT / "recipes" / "emoji.toml"))
     told = read(bundled_folder("emoji") / "config.json")
     assert told["model"] == found.model.model_dump(mode="json")
@@ -202,6 +206,21 @@ def test_heads_that_divide_no_width() -> None:
 
 def test_the_choice_of_heads_is_told(tmp_path: Path) -> None:
     asked = Request(data=str(photos(tmp_path)), model="DiT-B/4", heads="auto")
-    found, (why,) = resolve(asked)
+    found, notes = resolve(asked)
+    why = notes[-1]
     assert found.model.num_heads == 8
     assert why.startswith("8 heads of 96: 12 different pictures are a small data set")
+
+
+def test_the_number_type_is_the_fast_one_here_unless_said_or_begun_with_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, fast = ROOT / "recipes" / "emoji.toml", "ditscope.train.request.default_dtype"
+    monkeypatch.setattr(fast, lambda device: "float32")
+    found, notes = resolve(Request(recipe=recipe, folder=tmp_path))
+    assert found.precision == "fp32" and "no fast products of bf16" in notes[0]
+    said, notes = resolve(Request(recipe=recipe, single={"precision": "bf16"}))
+    assert said.precision == "bf16" and not notes
+    (tmp_path / "config.json").write_text(found.model_dump_json())
+    monkeypatch.setattr(fast, lambda device: "bfloat16")
+    assert resolve(Request(recipe=recipe, folder=tmp_path))[0].precision == "fp32"

@@ -62,7 +62,9 @@ def train(
         bool, typer.Option("--compile", help="torch.compile the blocks: slow to start.")
     ] = False,
     learning_rate: Annotated[float | None, typer.Option(help="AdamW's.")] = None,
-    precision: Annotated[str | None, typer.Option(help="bf16 or fp32.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="bf16 or fp32. [default: the faster here]")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of pictures, noise and first weights.")] = None,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also write the log as curves for TensorBoard.")
@@ -118,6 +120,7 @@ def train(
         objective=objective,
         single={name: value for name, value in single.items() if value is not None},
         settings=set_ or (),
+        folder=out,
     )
     config, notes = resolve(request)
     if export is not None:

@@ -1,7 +1,7 @@
 """Which optimiser moves which parameter, and its state as plain tensors.
 
-Muon (Jordan et al., 2024; `torch.optim.Muon`) orthogonalises the updates of the blocks' matrices;
-everything else (embeddings, modulation, biases, the patch layers) is AdamW's.
+Muon (Jordan et al., 2024; `torch.optim.Muon`, in float32 `muon.py`) orthogonalises the updates of
+the blocks' matrices; everything else (embeddings, modulation, biases, the patch layers) is AdamW's.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ditscope.train.config import TrainConfig
+from ditscope.train.muon import Float32Muon
 
 BLOCK_MATRICES = ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight")
 
@@ -35,7 +36,8 @@ def optimizers(config: TrainConfig, model: nn.Module) -> dict[str, Optimizer]:
         )
     }
     if matrices:
-        made["muon"] = torch.optim.Muon(
+        muon = torch.optim.Muon if config.precision == "bf16" else Float32Muon
+        made["muon"] = muon(
             matrices,
             lr=config.matrix_learning_rate,
             weight_decay=config.weight_decay,

@@ -13,8 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from ditscope.core.bundled import BUNDLED
-from ditscope.core.strict_json import validated
+from ditscope.core.strict_json import read, validated
 from ditscope.core.variants import variant
 from ditscope.data.classes import STYLES
 from ditscope.data.latents import MANIFEST, LatentFolder
@@ -32,7 +34,9 @@ from ditscope.diffusion.ddpm import DDPMProcess
 from ditscope.diffusion.flow import FlowProcess
 from ditscope.errors import BadConfig, BadRequest, foreign
 from ditscope.model.config import DiTConfig
+from ditscope.pipeline import default_dtype
 from ditscope.train.config import TrainConfig
+from ditscope.train.folder import CONFIG
 from ditscope.train.heads import choose_heads
 from ditscope.train.presets import DEFAULT, OBJECTIVES, PRESETS, named
 from ditscope.train.recipe import read_toml
@@ -58,6 +62,7 @@ class Request:
     init: str | None = None  # weights to begin with: a pipeline, or a training
     single: Mapping[str, object] = field(default_factory=dict)  # top-level fields
     settings: Sequence[str] = ()  # "learning_rate=2e-4", "model.depth=6"
+    folder: Path | None = None  # where it trains; a training in it keeps its number type
 
 
 def resolve(request: Request) -> tuple[TrainConfig, list[str]]:
@@ -73,6 +78,9 @@ def resolve(request: Request) -> tuple[TrainConfig, list[str]]:
     start = None if request.init is None else read_start(request.init)
     tree = _said(request, start)
     notes: list[str] = []
+    if "precision" not in tree:
+        tree["precision"], why = _precision(request.folder)
+        notes += why
     model = _part(tree, "model")
     if not model:
         raise BadConfig(
@@ -134,6 +142,17 @@ def _said(request: Request, start: Start | None) -> Tree:
             )
         _put(tree, name.strip().split("."), _value(text.strip()))
     return tree
+
+
+def _precision(folder: Path | None) -> tuple[object, list[str]]:
+    """The number type of the training in `folder`, or else the one that is fast on this machine."""
+    if folder is not None and (folder / CONFIG).is_file():
+        kept = read(folder / CONFIG)
+        if isinstance(kept, dict) and "precision" in kept:
+            return kept["precision"], []
+    if default_dtype(torch.device("cpu")) == "bfloat16":
+        return "bf16", []
+    return "fp32", ["computing in fp32: this processor has no fast products of bf16"]
 
 
 def _model(name: str) -> Tree:
