@@ -25,6 +25,7 @@ from ditscope.evaluation.classifier import (
     save_classifier,
 )
 from ditscope.model.weights import load_into
+from ditscope.pipeline import default_dtype
 from ditscope.train.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
 from ditscope.train.ema import update_ema
 from ditscope.train.optimizer import load_state_tensors, state_tensors
@@ -78,9 +79,9 @@ def train_classifier(
 ) -> EmojiClassifier:
     """Train for `steps` in all, going on from the newest whole checkpoint in `folder`.
 
-    AdamW with a cosine schedule, cross-entropy with labels smoothed by 0.05, bfloat16 autocast; the
-    result is the running average of the weights. The same steps give the same weights, in one go or
-    in several.
+    AdamW with a cosine schedule, cross-entropy with labels smoothed by 0.05, bfloat16 autocast
+    where that is fast; the result is the running average of the weights. The same steps give the
+    same weights on one kind of machine, in one go or in several.
 
     Raises:
         BadCheckpoint: what `folder` holds is of another network, or further on than `steps`.
@@ -103,11 +104,12 @@ def train_classifier(
         load_state_tensors(made, found.optimizer)
     if start > steps:
         raise BadCheckpoint(f"has {start} steps", file=folder, expected=f"at most {steps}")
+    low = default_dtype(torch.device("cpu")) == "bfloat16"
     for step in range(start, steps):
         for group in adamw.param_groups:
             group["lr"] = RATE * share_of_rate(step, steps)
         images, labels = training_batch(scenes, step, batch_size)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
             _, scores = network(images.contiguous(memory_format=torch.channels_last))
         loss = F.cross_entropy(scores.float(), labels, label_smoothing=0.05)
         if not math.isfinite(loss.item()):
