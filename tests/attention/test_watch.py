@@ -45,7 +45,8 @@ def test_as_promised():
     by_hand = -(p * np.log(p)).sum("key").mean("query").isel(sample=0, head=1)
     assert float(one) == pytest.approx(float(by_hand), abs=1e-5)
     columns = seen.columns(site="blocks.1.attn", key=[5, 2])
-    assert np.array_equal(columns.sel(key=2), p.sel(key=2))
+    # two keys take another product than all of them
+    np.testing.assert_allclose(columns.sel(key=2), p.sel(key=2), rtol=2e-6)
     assert clean(model)
 
 

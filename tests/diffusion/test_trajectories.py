@@ -15,7 +15,10 @@ from ditscope.diffusion.schedule import Evaluation
 from ditscope.model.config import DiTConfig
 from ditscope.model.dit import DiT
 
-STRICT = 2e-6  # L2, relative, every step
+SAME_ARITHMETIC = torch.backends.cpu.get_cpu_capability() == "AVX512"
+"""Whether exp rounds here as where the published numbers were computed."""
+
+STRICT = 2e-6 if SAME_ARITHMETIC else 3e-6  # L2, relative, every step
 
 
 class Given:

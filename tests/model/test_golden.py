@@ -45,8 +45,15 @@ def test_guidance_on_three_channels_is_the_published_one(name):
 
 
 def test_timestep_sinusoid_is_the_published_one_bit_for_bit():
+    """On a processor whose exp and cos are those the numbers came from; else within their last bit."""
     expected = tensors("embeddings")["timestep_embedding_t0_1_10_500_999_dim256"]
-    assert torch.equal(timestep_sinusoid(torch.tensor([0, 1, 10, 500, 999])), expected)
+    t = torch.tensor([0, 1, 10, 500, 999])
+    found = timestep_sinusoid(t)
+    if torch.backends.cpu.get_cpu_capability() == "AVX512":
+        assert torch.equal(found, expected)
+    angles = t.double()[:, None] * 10000.0 ** (-torch.arange(128, dtype=torch.float64) / 128)
+    last_bits = 2.0**-23 * (1 + angles.repeat(1, 2))  # of the result, and of the frequency
+    assert ((found - expected).abs() <= last_bits).all()
 
 
 def test_position_table_is_the_published_one():

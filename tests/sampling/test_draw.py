@@ -50,7 +50,10 @@ def test_noise_belongs_to_the_sample(folder: Path, tmp_path: Path) -> None:
     together = record(pipe, names, tmp_path / "together", seed=5, batch_size=5)
     apart = record(pipe, names, tmp_path / "apart", seed=5, batch_size=2)
     assert np.array_equal(together.latents[0].values, apart.latents[0].values)
-    np.testing.assert_allclose(together.final.values, apart.final.values, rtol=0, atol=2e-4)
+    size = np.abs(together.final.values).max()  # an untrained network may draw large numbers
+    np.testing.assert_allclose(
+        together.final.values, apart.final.values, rtol=0, atol=1e-6 * max(size, 200)
+    )
     assert together.manifest.sample_seeds == apart.manifest.sample_seeds
     assert len({each.tobytes() for each in together.latents[0].values}) == len(names)
     other = record(pipe, names[:1], tmp_path / "other", seed=6)

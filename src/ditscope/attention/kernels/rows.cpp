@@ -52,13 +52,14 @@ Vector root(Vector of) {
     return of;
 }
 
-// 2^u for u <= 0, to 1e-7 of itself; NaN stays NaN.
+// 2^u for u <= 0, to 1e-7 of itself, 0 where that is no normal number; NaN stays NaN.
 inline Vector power_of_two(Vector u) {
 #if defined(__AVX512F__)
     const __m512 whole = _mm512_roundscale_ps((__m512)u, 0);
     const Vector f = u - (Vector)whole;
 #else
-    u = u < LEAST ? all(LEAST) : u;
+    const auto lost = u < LEAST;
+    u = lost ? all(LEAST) : u;
     const Vector magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
     const Vector shifted = u + magic, f = u - (shifted - magic);
 #endif
@@ -76,7 +77,7 @@ inline Vector power_of_two(Vector u) {
     exponent = (exponent << 23) + 0x3f800000;
     Vector power;
     std::memcpy(&power, &exponent, sizeof power);
-    return p * power;
+    return lost ? all(0) : p * power;
 #endif
 }
 
