@@ -45,7 +45,7 @@ def test_guidance_on_three_channels_is_the_published_one(name):
 
 
 def test_timestep_sinusoid_is_the_published_one_bit_for_bit():
-    """On a processor whose exp and cos are those the numbers came from; else within their last bit."""
+    """Where exp and cos are those that the numbers came from; elsewhere within their last bits."""
     expected = tensors("embeddings")["timestep_embedding_t0_1_10_500_999_dim256"]
     t = torch.tensor([0, 1, 10, 500, 999])
     found = timestep_sinusoid(t)
