@@ -15,7 +15,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    PositiveInt,
     ValidationError,
     field_validator,
 )
@@ -35,6 +34,9 @@ def _whole(value: Any) -> object:
         raise ValueError("Input should be a whole number") from None
 
 
+_Count = Annotated[int, Field(gt=0, le=2**20)]
+
+
 class KeepRecord(BaseModel):
     """What is measured, as a manifest holds it. None: all there are; see `Keep`."""
 
@@ -44,7 +46,7 @@ class KeepRecord(BaseModel):
     heads: Indices = None
     steps: Indices = None
     branches: Annotated[tuple[Branch, ...] | None, BeforeValidator(several)] = None
-    queries: Annotated[PositiveInt | None, BeforeValidator(_whole), Field(le=2**20)] = None
+    queries: Annotated[_Count | None, BeforeValidator(_whole)] = None
 
     @field_validator("layers", "heads", "steps", "branches")
     @classmethod
