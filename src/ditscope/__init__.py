@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from ditscope.attention.edits.ablate_heads import AblateHeads
     from ditscope.attention.edits.edit import edit
     from ditscope.attention.edits.temperature import Temperature
-    from ditscope.attention.metrics.plan import explain
     from ditscope.attention.metrics.registry import metric
+    from ditscope.attention.metrics.sampling import explain
     from ditscope.attention.metrics.segments import mask_metric
     from ditscope.attention.watch import watch
+    from ditscope.core.keep import Keep
     from ditscope.evaluation.evaluate import evaluate
     from ditscope.model.config import DiTConfig
     from ditscope.model.dit import DiT, build
@@ -34,6 +35,7 @@ __all__ = [
     "AblateHeads",
     "DiT",
     "DiTConfig",
+    "Keep",
     "Temperature",
     "__version__",
     "build",
@@ -57,13 +59,14 @@ _HOME = {
     "AblateHeads": "ditscope.attention.edits.ablate_heads",
     "DiT": "ditscope.model.dit",
     "DiTConfig": "ditscope.model.config",
+    "Keep": "ditscope.core.keep",
     "Temperature": "ditscope.attention.edits.temperature",
     "build": "ditscope.model.dit",
     "compare": "ditscope.analysis.compare",
     "diagnose": "ditscope.analysis.diagnose.engine",
     "edit": "ditscope.attention.edits.edit",
     "evaluate": "ditscope.evaluation.evaluate",
-    "explain": "ditscope.attention.metrics.plan",
+    "explain": "ditscope.attention.metrics.sampling",
     "load": "ditscope.pipeline",
     "mask_metric": "ditscope.attention.metrics.segments",
     "metric": "ditscope.attention.metrics.registry",

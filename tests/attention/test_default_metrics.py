@@ -5,7 +5,8 @@ import torch
 
 from ditscope.attention import stats
 from ditscope.attention.lse import attention_lse
-from ditscope.attention.metrics.plan import explain, plan_of
+from ditscope.attention.metrics.plan import plan_of
+from ditscope.attention.metrics.sampling import explain
 from ditscope.attention.operands import operands
 from ditscope.attention.seam import AttentionCall
 from ditscope.attention.stats import measure

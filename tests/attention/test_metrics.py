@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from ditscope.attention import stats, tiles
 from ditscope.attention.kernels import cpu
-from ditscope.attention.metrics.plan import explain, plan_of
+from ditscope.attention.metrics.plan import plan_of
 from ditscope.attention.metrics.registry import BRANCHES, OUTPUT, STEPS, find
+from ditscope.attention.metrics.sampling import explain
 from ditscope.attention.operands import operands
 from ditscope.attention.seam import AttentionCall
 from ditscope.attention.stats import measure

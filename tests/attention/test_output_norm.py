@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 import ditscope as ds
 from ditscope.attention.metrics import registry
-from ditscope.attention.metrics.plan import explain
+from ditscope.attention.metrics.sampling import explain
 from ditscope.core.statistics import STATISTICS
 from ditscope.errors import BadRequest
 

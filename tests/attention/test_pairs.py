@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from ditscope.attention import tiles
-from ditscope.attention.metrics.plan import explain, plan_of
+from ditscope.attention.metrics.plan import plan_of
+from ditscope.attention.metrics.sampling import explain
 from ditscope.attention.operands import operands
 from ditscope.attention.pairs import compare, other_branch, taken
 from ditscope.attention.seam import AttentionCall

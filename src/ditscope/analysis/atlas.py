@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy
 import xarray
 
+from ditscope.analysis.measured import refuse_unmeasured
 from ditscope.analysis.place import checked_sample, step_record
 from ditscope.analysis.recorded import METRIC, metric_names, valued
 from ditscope.core.axes import Branch
@@ -66,9 +67,12 @@ def head_atlas(
                 field=field,
                 expected=f"one of {listed(found)}",
             )
+    refuse_unmeasured(run, branch=branch)
     values = run.stats[metric].sel(branch=branch)
     if step is not None:
-        values = values.sel(step=step_record(run, step).index)
+        step = step_record(run, step).index
+        refuse_unmeasured(run, steps=[step])
+        values = values.sel(step=step)
     if sample is not None:
         values = values.sel(sample=checked_sample(run, sample))
     values = valued(values.expand_dims({METRIC: [metric]}), named=True).isel({METRIC: 0})

@@ -12,6 +12,7 @@ from typing import TypedDict
 
 import numpy
 
+from ditscope.analysis.measured import measured_steps, refuse_unmeasured
 from ditscope.analysis.pictures import finished_picture, object_patch
 from ditscope.core.axes import BRANCHES, Branch
 from ditscope.core.integers import as_index
@@ -169,8 +170,9 @@ def step_record(run: Run, step: int) -> StepRecord:
 
 
 def default_step(run: Run, branch: Branch = "cond") -> int:
-    """The step three quarters through those of `stored_steps`."""
+    """The step three quarters through those of `stored_steps` that were measured, if any were."""
     steps = stored_steps(run, branch)
+    steps = measured_steps(run, steps) or steps
     return steps[round(DEFAULT_PROGRESS * (len(steps) - 1))] if steps else 0
 
 
@@ -194,18 +196,22 @@ def selective_head(
     Raises:
         BadRequest: the run does not hold these statistics, or not at this place.
     """
-    missing = [name for name in CHOSEN_BY if name not in run.stats]
+    # A sample of queries cannot tell what the keys receive: then no head is left out for that.
+    by = CHOSEN_BY[: 2 if run.manifest.only.queries is not None else 3]
+    missing = [name for name in by if name not in run.stats]
     if missing:
         raise BadRequest(
             f"this run recorded no {listed(missing)}, by which a head would be chosen",
             field="head",
             fix=HEAD_FIX,
         )
+    refuse_unmeasured(run, steps=[step], layers=[] if layer is None else [layer], branch=branch)
     found: list[tuple[bool, float, int, int]] = []
     for index in some_patch_layers(run) if layer is None else [layer]:
         keys, even_distance = run.manifest.sites[index].keys, even_rms_distance(grid_of(run, index))
         here = run.stats.sel(step=step, sample=sample, branch=branch, layer=index)
-        entropy, distance, received = (here[name].values.tolist() for name in CHOSEN_BY)
+        entropy, distance = (here[name].values.tolist() for name in by[:2])
+        received = here[by[2]].values.tolist() if len(by) > 2 else [0.0] * len(entropy)
         for head, row in enumerate(zip(entropy, distance, received, strict=True)):
             if all(map(math.isfinite, row)):
                 fit = row[1] >= FAR * even_distance and row[2] <= FAVOURITE / keys

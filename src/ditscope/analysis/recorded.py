@@ -11,9 +11,11 @@ from collections.abc import Iterable, Sequence
 import numpy
 import xarray
 
+from ditscope.analysis.measured import measured_steps, refuse_unmeasured
 from ditscope.analysis.place import checked_index
 from ditscope.core.axes import STATISTIC_AXES, Branch
 from ditscope.core.sites import Site
+from ditscope.core.standard_error import described, error_name
 from ditscope.core.statistics import STATISTICS
 from ditscope.errors import BadRequest, foreign, listed
 from ditscope.runs.reader import Run
@@ -27,8 +29,14 @@ RECORD_BRANCHES = "Record it: ditscope sample --attention-debug --cfg-scale 4"
 
 
 def metric_names(run: Run) -> list[str]:
-    """The statistics per head that the run recorded; BadRequest if it recorded none."""
+    """The metrics per head that the run recorded, without standard errors.
+
+    Raises:
+        BadRequest: it recorded none.
+    """
     names = [str(name) for name, array in run.stats.items() if array.dims == STATISTIC_AXES]
+    errors = {error_name(name) for name in names}
+    names = [name for name in names if name in STATISTICS or name not in errors]
     if not names:
         raise BadRequest("this run recorded no statistics", field=METRIC, fix=RECORD_STATISTICS)
     return names
@@ -41,22 +49,26 @@ def recorded(
     layers: Iterable[int] | None = None,
     branch: Branch = "cond",
 ) -> xarray.DataArray:
-    """Statistics of the steps that evaluated `branch`: (metric, step, sample, layer, head) float64.
+    """Statistics of the measured steps that evaluated `branch`.
 
-    NaN where a layer has fewer heads, or a statistic is undefined. Coordinates as in `run.stats`,
-    and the `unit` of each metric.
+    (metric, step, sample, layer, head) float64. NaN where nothing was measured, a layer has fewer
+    heads, or a statistic is undefined. Coordinates as in `run.stats`, and the `unit` of each
+    metric.
 
     Args:
         run: a recorded run.
-        metrics: names of statistics; None: all that the run recorded.
+        metrics: names of statistics, standard errors among them; None: all metrics that the run
+            recorded.
         layers: which layers, in any order; None: all.
         branch: half of classifier-free guidance.
 
     Raises:
-        BadRequest: no statistics, or a metric, layer or branch that is not in the run.
+        BadRequest: no statistics, or a metric, layer or branch that is not in the run or was not
+            measured.
     """
     names = metric_names(run)
     chosen = names if metrics is None else list(metrics)
+    names += [name for name in map(error_name, names) if name in run.stats]
     for name in chosen:
         if name not in names:
             raise BadRequest(
@@ -64,10 +76,16 @@ def recorded(
                 field=METRIC,
                 expected=f"one of {listed(names)}",
             )
-    steps = branch_steps(run, branch)
+    evaluated = branch_steps(run, branch)
+    refuse_unmeasured(run, branch=branch)
+    steps = measured_steps(run, evaluated)
+    if not steps:
+        refuse_unmeasured(run, steps=evaluated)
     found = run.stats[chosen].sel(branch=branch, step=steps).to_dataarray(METRIC)
     if layers is not None:
-        found = found.sel(layer=chosen_layers(run, layers))
+        several = chosen_layers(run, layers)
+        refuse_unmeasured(run, layers=several)
+        found = found.sel(layer=several)
     found = found.transpose(METRIC, "step", "sample", "layer", "head").astype("float64")
     return found.drop_vars("branch").assign_coords(
         unit=(METRIC, [unit_of(name) for name in chosen])
@@ -133,7 +151,8 @@ def map_steps(run: Run, branch: Branch = "cond") -> list[int]:
 
 def unit_of(metric: str) -> str:
     """Unit of a statistic: "nats", "patches", or "1" for a number without one."""
-    return STATISTICS[metric].unit if metric in STATISTICS else "1"
+    known = described(metric)
+    return known.unit if known else "1"
 
 
 def even_value(metric: str, site: Site) -> float:

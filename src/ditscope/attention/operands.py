@@ -28,7 +28,7 @@ class Operands:
         """Whether every query sees every key without bias."""
         return self.mask is None and not self.causal
 
-    def bias(self, rows: slice | list[int]) -> Tensor | None:
+    def bias(self, rows: slice | list[int] | Tensor) -> Tensor | None:
         """What is added to the scores of some queries: float32, broadcasts to (B, H, rows, M)."""
         bias = None
         if self.mask is not None:

@@ -44,6 +44,16 @@ def attention_columns(attention: Operands, lse: Tensor, keys: Sequence[int]) -> 
     return _shares(scores, None if bias is None else bias[..., index], lse)
 
 
+def rows_lse(attention: Operands, rows: slice, queries: list[int]) -> Tensor:
+    """Log-sum-exp of some queries of some rows of the batch, (b, H, n) float32."""
+    q, k = attention.q[rows][:, :, queries], attention.k[rows]
+    scores = attention.scale * (q.float() @ k.float().mT)
+    bias = attention.bias(queries)
+    if bias is not None:
+        scores = scores + (bias[rows] if bias.dim() == 4 and len(bias) > 1 else bias)
+    return scores.logsumexp(-1)
+
+
 def _shares(scores: Tensor, bias: Tensor | None, lse: Tensor) -> Tensor:
     scores = scores if bias is None else scores + bias
     return (scores - lse.masked_fill(lse == -torch.inf, torch.nan).unsqueeze(-1)).exp()

@@ -23,20 +23,25 @@ import xarray
 from torch import Tensor, nn
 
 from ditscope.attention.around import Around, checked_module
-from ditscope.attention.capture import Capture, Seen
+from ditscope.attention.capture import Capture, Moment, Seen
 from ditscope.attention.census import Census, refuse_fused, take_census, warn_of_unseen
 from ditscope.attention.metrics.defined import refuse_undefined
 from ditscope.attention.metrics.plan import Plan, plan_of
+from ditscope.attention.metrics.sampling import refuse_unsampled, sampled_defaults
 from ditscope.attention.operands import Operands
 from ditscope.attention.rows import attention_columns, attention_rows
+from ditscope.attention.stats import statistics_and_lse
+from ditscope.core.keep import Keep, KeepRecord
 from ditscope.core.sites import Site, TokenGrid
-from ditscope.core.statistics import DEFAULT_METRICS, STATISTICS
+from ditscope.core.standard_error import described
+from ditscope.core.statistics import DEFAULT_METRICS
 from ditscope.errors import BadRequest, NothingWatched, listed
 
 KEPT_BYTES = 2**30
 """Queries and keys of the last forward are kept up to this size, if no sites are named."""
 
-Kept = dict[str, tuple[Operands, Tensor]]  # by site: what makes its map, log-sum-exp (B, H, N)
+Kept = dict[str, tuple[Operands, Tensor | None]]
+"""By site: what makes its map; its log-sum-exp (B, H, N), if that was found on the way."""
 
 
 def watch(
@@ -46,32 +51,50 @@ def watch(
     detail: str = "heads",
     keep: Sequence[str] | None = None,
     grid: TokenGrid | Mapping[str, TokenGrid] | None = None,
+    only: Keep | None = None,
 ) -> Watch:
     """Watch every forward of `model` inside a `with` block; what it computes stays the same.
 
     Args:
         model: Any module whose attention calls `F.scaled_dot_product_attention`.
-        metrics: Names in `ditscope.core.statistics.STATISTICS`, your own among them.
+        metrics: Names in `ditscope.core.statistics.STATISTICS`, your own among them. With a sample
+            of queries the default is those of the default metrics that it can tell.
         detail: "heads", or "tokens" to keep the numbers of single tokens too, for `tokens`.
         keep: Globs of site names whose queries and keys are kept in every forward, for `rows`. By
-            default those of all sites, of the last forward alone, if they take 1 GiB or less.
+            default those of all measured sites, of the last measured forward alone, if they take
+            1 GiB or less.
         grid: The grid of image tokens, if the model is not one whose grid is known: for all
             self-attention, or per glob of site names. Distances need it.
+        only: Which layers, heads and forwards are measured, and how many queries of each head; see
+            `Keep`. What is left out costs nothing and is NaN in `stats`. Queries are drawn by
+            forward and layer, the same ones every time.
 
     Raises:
-        BadRequest: model is no module, or there is no such metric or detail; later, on the first
-            forward, a glob or grid fits no site, or a metric can have a value at none.
+        BadRequest: model is no module, there is no such metric or detail, or a sample of queries
+            cannot tell it; later, on the first forward, a glob or grid fits no site, a layer or
+            head does not exist, or a metric can have a value at none.
         NothingWatched: from a forward in the block, if no attention can be seen in it or not what
             the census expects; at the end of the block, if there was no forward.
     """
+    only = only or Keep()
+    if only.branches is not None:
+        raise BadRequest(
+            "a forward does not say which branch its rows are",
+            field="Keep.branches",
+            fix="leave it out, or record a sampling: sample(..., record=..., only=Keep(...))",
+        )
+    if only.queries is not None and tuple(metrics) == DEFAULT_METRICS:
+        metrics = sampled_defaults()
     plan = plan_of(metrics, detail)
+    if only.queries is not None:
+        refuse_unsampled(plan)
     if between := (*plan.steps, *plan.branches):
         raise BadRequest(
             f"{listed(each.name for each in between)}: a forward does not say its step and branch",
             field="metrics",
             fix="record a sampling with these metrics: sample(..., record=..., metrics=[...])",
         )
-    return Watch(checked_module(model, "watch"), plan, keep, grid)
+    return Watch(checked_module(model, "watch"), plan, keep, grid, only)
 
 
 @dataclass(frozen=True)
@@ -95,9 +118,11 @@ class Watch:
         plan: Plan,
         keep: Sequence[str] | None,
         grid: TokenGrid | Mapping[str, TokenGrid] | None,
+        only: KeepRecord,
     ) -> None:
         self._model, self._grid = model, grid
-        self._plan = plan
+        self._plan, self._only = plan, only
+        self._begun = 0
         self._keep = None if keep is None else tuple(keep)
         self._census: Census | None = None
         self._forwards: list[_Forward] = []
@@ -138,8 +163,10 @@ class Watch:
     def stats(self) -> xarray.Dataset:
         """The statistics (forward, sample, site, head), float32.
 
-        NaN where a statistic is undefined, and where a forward or a site has fewer samples or
-        heads than another. `sample` counts the rows of the attention call's batch.
+        Beside a metric estimated from a sample of queries stands its standard error, as
+        `entropy_error`. NaN where nothing was to be measured, where a statistic is undefined, and
+        where a forward or a site has fewer samples or heads than another. `sample` counts the rows
+        of the attention call's batch.
         """
         dims = ("forward", "sample", "site", "head")
         return _dataset([each.values for each in self._forwards], dims, self.sites)
@@ -194,7 +221,11 @@ class Watch:
                 fix=f"watch(model, keep=[{site!r}]) keeps them in every forward; by default they "
                 f"are kept of the last forward, if all take {KEPT_BYTES:,} bytes or less",
             )
-        return kept[site]
+        attention, lse = kept[site]
+        if lse is None:
+            lse = statistics_and_lse(attention, None, ())[1]
+            kept[site] = attention, lse
+        return attention, lse
 
     @contextmanager
     def _watched(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
@@ -203,20 +234,30 @@ class Watch:
             if self._census is None:
                 census = take_census(self._model, args, kwargs, self._grid)
                 self._check_globs(census)
-                refuse_undefined(self._plan.names, census.sites)
+                self._only.check(census.sites)
+                refuse_undefined(
+                    self._plan.names, [site for site in census.sites if self._only.heads_at(site)]
+                )
                 warn_of_unseen(census, "watched")
                 self._census = census
+            number, self._begun = self._begun, self._begun + 1
         refuse_fused(self._census.fused)
         kept: Kept = {}
-        keeper = _Keeper(kept, self._keep)
-        detail = "tokens" if self._plan.tokens else "heads"
+        measured = self._only.has_step(number)
+        sites = {site.index for site in self._census.sites if self._only.heads_at(site)}
+        keeper = _Keeper(kept, self._keep, sites if measured else set())
         with Capture(
-            self._census.sites, self._plan.names, on_attention=keeper, detail=detail
+            self._census.sites,
+            self._plan.names,
+            on_attention=keeper,
+            detail="tokens" if self._plan.tokens else "heads",
+            moment=Moment(step=number),
+            only=self._only,
         ) as capture:
             yield
         forward = _Forward(capture.statistics(), capture.tokens(), kept)
         with self._lock:
-            if self._keep is None:
+            if self._keep is None and measured:
                 for earlier in self._forwards:
                     earlier.kept.clear()
             self._forwards.append(forward)
@@ -235,16 +276,18 @@ class Watch:
 class _Keeper:
     """Keeps copies of what makes the maps of the asked sites, in `kept`."""
 
-    def __init__(self, kept: Kept, globs: tuple[str, ...] | None) -> None:
-        self._kept, self._globs = kept, globs
+    def __init__(self, kept: Kept, globs: tuple[str, ...] | None, measured: set[int]) -> None:
+        self._kept, self._globs, self._measured = kept, globs, measured
         self._bytes = 0
 
     def __call__(self, seen: Seen) -> None:
         """Copy: the model may write over its tensors, and a view would keep all it is part of."""
-        site, attention, lse = seen.site, seen.operands, seen.lse
+        site, attention, lse = seen.site, seen.operands, seen.found_lse
         if self._globs is not None:
             if any(fnmatchcase(site.name, glob) for glob in self._globs):
                 self._kept[site.name] = (_copied(attention), lse)
+            return
+        if site.index not in self._measured:
             return
         self._bytes += attention.q.nbytes + attention.k.nbytes
         if self._bytes <= KEPT_BYTES:
@@ -264,7 +307,8 @@ def _dataset(
         table = np.full((len(found), *shape), np.nan, np.float32)
         for index, each in enumerate(found):
             table[(index, *map(slice, each.shape))] = each
-        about = STATISTICS[name]
+        about = described(name)
+        assert about is not None
         attributes = {
             "long_name": about.long_name,
             "units": about.unit,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ditscope.cli.console import MAX_LINE, print_json, results
+from ditscope.cli.words import edit_text, keep_text
 from ditscope.errors import EXIT_BAD_INPUT, BadRequest, foreign, listed
 
 if TYPE_CHECKING:
@@ -168,6 +169,7 @@ def run_facts(folder: Path) -> Facts:
         "layers": len(manifest.sites),
         "attention": site_text(manifest.sites[0]) if manifest.sites else "not recorded",
         "statistics": list(manifest.statistics),
+        "measured": keep_text(manifest.only) if manifest.statistics else "nothing",
         "qk_steps": list(manifest.qk_steps),
         "proof": proof_facts(run),
         "size": run_sizes(run),
@@ -198,30 +200,6 @@ def guidance_text(guidance: GuidanceRecord) -> str:
         low, high = guidance.interval
         text += f", noise levels {low:g} to {high:g}"
     return text
-
-
-def edit_text(edit: Mapping[str, object]) -> str:
-    """An edit of any kind in a few words: temperature 1.3 (layers 20-27, heads 0, 3)."""
-    kind = str(edit.get("kind"))
-    value = f" {edit[kind]}" if kind in edit else ""
-    others = [
-        name for name, each in edit.items() if name not in ("kind", kind) and each is not None
-    ]
-    where = ", ".join(f"{name} {span_text(edit[name])}" for name in others)
-    return f"{kind.replace('_', ' ')}{value} ({where or 'everywhere'})"
-
-
-def span_text(value: object) -> str:
-    """Items in a row, whole numbers that follow one another as 20-27; anything else as it is."""
-    if not isinstance(value, list | tuple):
-        return str(value)
-    spans: list[list[object]] = []
-    for item in value:
-        if spans and isinstance(item, int) and spans[-1][-1] == item - 1:
-            spans[-1][1:] = [item]
-        else:
-            spans.append([item])
-    return ", ".join("-".join(map(str, span)) for span in spans) or "none"
 
 
 def site_text(site: Site) -> str:

@@ -17,6 +17,7 @@ from ditscope.cli.edits import typed_edits
 from ditscope.errors import BadRequest
 
 if TYPE_CHECKING:
+    from ditscope.core.keep import Keep
     from ditscope.pipeline import Pipeline
     from ditscope.sampling.job import Job
 
@@ -83,6 +84,22 @@ class SampleOptions:
     detail: Annotated[
         str, typer.Option(help="heads; or tokens, to record metrics of each token too.")
     ] = "heads"
+    record_layers: Annotated[
+        str | None, typer.Option(help="Measure these layers only: 0,20-27, or globs of names.")
+    ] = None
+    record_heads: Annotated[
+        str | None, typer.Option(help="Measure these heads of each layer only.")
+    ] = None
+    record_steps: Annotated[
+        str | None, typer.Option(help="Measure at these evaluations of the network only.")
+    ] = None
+    record_branches: Annotated[
+        str | None, typer.Option(help="Measure this half of guidance only: cond or uncond.")
+    ] = None
+    record_queries: Annotated[
+        int | None,
+        typer.Option(min=2, help="Estimate from so many queries of a head, with standard errors."),
+    ] = None
     qk_steps: Annotated[
         int, typer.Option(min=0, help="Store Q and K of this many steps, evenly spread.")
     ] = 0
@@ -120,10 +137,30 @@ class SampleOptions:
             dtype=checked_dtype(self.dtype),
         )
 
+    @property
+    def only(self) -> Keep:
+        """What is measured. Raises BadRequest."""
+        from ditscope.cli.keep import typed_keep
+
+        return typed_keep(
+            self.record_layers,
+            self.record_heads,
+            self.record_steps,
+            self.record_branches,
+            self.record_queries,
+        )
+
     def job(self, pipe: Pipeline) -> Job:
         """What will be drawn. Raises BadRequest for any choice that does not fit the pipeline."""
         from ditscope.sampling.job import make_job
 
+        only = self.only
+        metrics = chosen_metrics(
+            self.metrics,
+            self.detail,
+            default=self.attention_debug or not only.everything,
+            sampled=only.queries is not None,
+        )
         settings: dict[str, object] = {
             "steps": int(self.steps) if self.steps and self.steps.isdecimal() else self.steps,
             "sampler": self.sampler,
@@ -132,7 +169,8 @@ class SampleOptions:
             "cfg_interval": self.cfg_interval,
             "seed": self.seed,
             "batch_size": self.batch_size,
-            "metrics": chosen_metrics(self.metrics, self.detail, default=self.attention_debug),
+            "metrics": metrics,
+            "only": only,
             "detail": self.detail,
             "edits": typed_edits(
                 self.temperature,
@@ -174,18 +212,23 @@ def chosen_labels(pipe: Pipeline, classes: list[str], count: int | None) -> list
     return [named[index % len(named)] for index in range(count)]
 
 
-def chosen_metrics(names: str | None, detail: str, *, default: bool) -> tuple[str, ...]:
+def chosen_metrics(
+    names: str | None, detail: str, *, default: bool, sampled: bool = False
+) -> tuple[str, ...]:
     """The default metrics and those of a list with commas; with neither asked for, none.
 
-    The default ones are always there because the pictures that are drawn of a run need them.
+    The default ones are always there because the pictures that are drawn of a run need them; with
+    `sampled` those of them that a sample of queries can tell.
     """
     from ditscope.attention.metrics.plan import plan_of
+    from ditscope.attention.metrics.sampling import sampled_defaults
     from ditscope.core.statistics import DEFAULT_METRICS
 
     more = [name.strip() for name in (names or "").split(",") if name.strip()]
     if not (more or default or detail == "tokens"):
         return plan_of((), detail).names
-    return plan_of(tuple(dict.fromkeys((*DEFAULT_METRICS, *more))), detail).names
+    always = sampled_defaults() if sampled else DEFAULT_METRICS
+    return plan_of(tuple(dict.fromkeys((*always, *more))), detail).names
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ditscope.core.axes import Branch
+from ditscope.core.keep import EVERYTHING, KeepRecord
 from ditscope.core.sites import Site
 
 SCHEMA_VERSION = 1
@@ -103,9 +104,10 @@ class RunManifest(Record):
     steps: tuple[StepRecord, ...]
     latent_shape: tuple[int, int, int]  # channels, height, width
     sites: tuple[Site, ...]
-    statistics: tuple[str, ...]  # arrays under stats/
+    statistics: tuple[str, ...]  # arrays under stats/: metrics, then standard errors of some
     token_statistics: tuple[str, ...] = ()  # arrays under tokens/
     metrics: dict[str, MetricRecord] = Field(default_factory=dict)  # what they are
+    only: KeepRecord = EVERYTHING  # what was measured; elsewhere statistics are NaN
     qk_steps: tuple[int, ...] = ()  # steps whose Q, K and log-sum-exp are stored
     qk_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     scales: tuple[float, ...] = ()  # softmax scale of each site, unless the step has its own

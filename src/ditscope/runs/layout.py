@@ -45,7 +45,7 @@ from ditscope.core.axes import (
     Y,
 )
 from ditscope.core.manifest import RunManifest
-from ditscope.core.statistics import STATISTICS
+from ditscope.core.standard_error import described
 from ditscope.errors import BadRun
 from ditscope.runs.arrays import DATA, ITEM_BYTES, ZARR_JSON, ArraySpec
 from ditscope.runs.proof import ERRORS
@@ -158,7 +158,7 @@ def layout_of(manifest: RunManifest) -> Layout:
 def _metric(
     name: str, manifest: RunManifest, num_branches: int, *, tokens: bool = False
 ) -> ArraySpec:
-    about = manifest.metrics.get(name) or STATISTICS.get(name)  # older runs rely on the names
+    about = manifest.metrics.get(name) or described(name)  # older runs rely on the names
     attributes = {}
     if about:
         attributes = {

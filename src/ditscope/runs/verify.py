@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ditscope.core.axes import Branch
-from ditscope.core.statistics import STATISTICS
+from ditscope.core.standard_error import described
 from ditscope.errors import BadRun
 from ditscope.runs.arrays import ArraySpec
 from ditscope.runs.attention_rows import Tokens, looking
@@ -130,17 +130,20 @@ def _in_bounds(
     files: RunFiles, layout: Layout, statistic: str, step: int, name: str
 ) -> Iterator[str]:
     block = files.chunk(layout.stats[statistic], name)[0]  # (branch, sample, layer, head)
-    if statistic not in STATISTICS:
+    known, only = described(statistic), layout.manifest.only
+    if known is None:
         return
     for branch, values in zip(layout.branches, block, strict=True):
         evaluated = branch in layout.manifest.steps[step].branches
+        evaluated = evaluated and only.has_step(step) and only.has_branch(branch)
         for site in layout.manifest.sites:
-            known = STATISTICS[statistic]
             minimum, maximum = known.minimum(site), known.maximum(site)
-            count = site.heads if evaluated and not math.isnan(maximum) else 0
-            heads, beyond = values[:, site.index, :count], values[:, site.index, count:]
+            measured = evaluated and not math.isnan(maximum)
+            kept = np.zeros(values.shape[-1], bool)
+            kept[list(only.heads_at(site)) if measured else []] = True
+            heads, beyond = values[:, site.index, kept], values[:, site.index, ~kept]
             where = f"{files.root / name}: {statistic} of {branch}, {site.name}, step {step}"
-            slack = BOUND_SLACK * (maximum - minimum)
+            slack = 0.0 if math.isinf(maximum) else BOUND_SLACK * (maximum - minimum)
             inside = (heads >= minimum - slack) & (heads <= maximum + slack)
             if not (inside | (np.isnan(heads) & known.gaps)).all():
                 yield f"{where}: a value outside {minimum:.4g} to {maximum:.4g}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,13 +24,16 @@ from ditscope.attention.census import census
 from ditscope.attention.edits.kinds import AnyEdit
 from ditscope.attention.metrics.defined import refuse_undefined
 from ditscope.attention.metrics.plan import plan_of
+from ditscope.attention.metrics.sampling import estimated, refuse_unsampled, sampled_defaults
+from ditscope.core.keep import Keep
 from ditscope.core.labels import find_class
 from ditscope.core.sites import Site
+from ditscope.core.standard_error import error_name
 from ditscope.core.statistics import DEFAULT_METRICS
 from ditscope.diffusion import sampler
 from ditscope.diffusion.guidance import branches_at
 from ditscope.diffusion.noise import sample_seed
-from ditscope.diffusion.schedule import SamplerPlan
+from ditscope.diffusion.schedule import Evaluation, SamplerPlan
 from ditscope.errors import BadRequest, foreign, listed
 from ditscope.pipeline import Pipeline
 
@@ -50,6 +54,7 @@ class Settings(BaseModel):
     batch_size: PositiveInt = 8  # samples that go through the network together
     metrics: tuple[str, ...] = DEFAULT_METRICS  # of a recorded run
     detail: str = "heads"  # or "tokens": the numbers of single tokens are recorded too
+    only: Keep = Keep()  # which attention is measured, and from how many queries
     qk_steps: tuple[NonNegativeInt, ...] = ()  # evaluations whose Q, K and log-sum-exp are stored
     edits: tuple[AnyEdit, ...] = ()  # of the attention, in their order
 
@@ -100,6 +105,25 @@ class Job:
         classes = tuple(self.classes[index] for index in batch)
         return replace(self, classes=classes, first=self.first + batch[0])
 
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """What is stored of each head: the metrics, and the standard errors of those estimated."""
+        names, only = self.settings.metrics, self.settings.only
+        errors = estimated(names) if only.queries is not None else ()
+        return (*names, *map(error_name, errors))
+
+    @property
+    def measured_sites(self) -> tuple[Site, ...]:
+        """The sites at which statistics are taken."""
+        return tuple(site for site in self.sites if self.settings.only.heads_at(site))
+
+    def measures(self, evaluation: Evaluation) -> bool:
+        """Whether statistics are taken at an evaluation."""
+        settings, only = self.settings, self.settings.only
+        branches = branches_at(evaluation, self.cfg_scale, settings.cfg_interval)
+        some = any(only.has_branch(branch) for branch in branches)
+        return bool(settings.metrics) and only.has_step(evaluation.index) and some
+
     def keeping_qk(self, count: int) -> Job:
         """The job that stores Q and K of `count` evaluations, evenly spread. Raises BadRequest."""
         last = len(self.plan.evaluations) - 1
@@ -115,10 +139,12 @@ def make_job(pipe: Pipeline, labels: Sequence[str | int], settings: dict[str, ob
 
     Raises:
         BadRequest: no label, or an unknown class, setting, sampler or metric, or a value out of
-            range; a metric that can have no value in this sampling; an edit of a layer, head or
-            step that does not exist.
+            range; a metric that can have no value in this sampling, or that a sample of queries
+            cannot tell; an edit or a `Keep` of a layer, head or step that does not exist.
     """
     chosen = _settings(settings)
+    if chosen.only.queries is not None and "metrics" not in settings:
+        chosen = chosen.model_copy(update={"metrics": sampled_defaults()})
     labels = labels if isinstance(labels, str) else list(labels)
     if isinstance(labels, str) or not labels:
         raise BadRequest(
@@ -181,12 +207,17 @@ def _check_guidance(pipe: Pipeline, settings: Settings, scale: float) -> None:
 
 def _check_metrics(job: Job) -> None:
     """That they are known, and each has a value somewhere in the sampling."""
-    settings, evaluations = job.settings, job.plan.evaluations
+    settings, evaluations, only = job.settings, job.plan.evaluations, job.settings.only
     asked = plan_of(settings.metrics, settings.detail)
+    if only.queries is not None:
+        refuse_unsampled(asked)
+    compared = [branches_at(each, job.cfg_scale, settings.cfg_interval) for each in evaluations]
+    if not only.everything:
+        only.check(job.sites, len(evaluations), sorted({*itertools.chain(*compared)}))
+        _check_some(job)
     if settings.metrics == DEFAULT_METRICS:
         return  # before a census is taken
-    refuse_undefined(settings.metrics, job.sites)
-    compared = [branches_at(each, job.cfg_scale, settings.cfg_interval) for each in evaluations]
+    refuse_undefined(settings.metrics, job.measured_sites)
     if asked.branches and not any(len(branches) == 2 for branches in compared):
         raise BadRequest(
             f"{listed(each.name for each in asked.branches)} compares two branches, and no step "
@@ -200,6 +231,16 @@ def _check_metrics(job: Job) -> None:
             "there is one step",
             field="metrics",
             expected="2 steps or more",
+        )
+
+
+def _check_some(job: Job) -> None:
+    """That something is measured somewhere."""
+    if job.settings.metrics and not any(map(job.measures, job.plan.evaluations)):
+        raise BadRequest(
+            "none of these steps evaluates one of these branches",
+            field="Keep.steps",
+            expected="a step and a branch that meet somewhere",
         )
 
 

@@ -58,10 +58,12 @@ class KeptCall:
         queries = list(record.proven_queries)
         rows = slice(None) if row is None else slice(row, row + 1)
         self.queries: Sequence[int] = queries
-        q, k, lse = seen.operands.q[rows], seen.operands.k[rows], seen.lse[rows]
-        if row is not None:
+        q, k = seen.operands.q[rows], seen.operands.k[rows]
+        if row is None:
+            lse = seen.lse
+        else:
             self.queries = range(len(queries))
-            q, lse = q[:, :, queries], lse[:, :, queries]
+            q, lse = q[:, :, queries], seen.lse_of(rows, queries)
         values, outputs = projected(seen.v[rows], seen.output[rows][:, :, queries])
         self.layer, self.row = seen.site.index, row
         self._numbers, self._scale = DTYPES[q.dtype], seen.operands.scale

@@ -10,7 +10,7 @@ import contextlib
 import datetime
 import math
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -35,7 +35,8 @@ from ditscope.core.manifest import (
     SamplerRecord,
     StepRecord,
 )
-from ditscope.core.statistics import STATISTICS
+from ditscope.core.sites import Site
+from ditscope.core.standard_error import described
 from ditscope.diffusion.guidance import branches_at
 from ditscope.diffusion.schedule import Evaluation
 from ditscope.runs.background import Background
@@ -87,26 +88,28 @@ class Recorder:
         settings = self._job.settings
         shape = (len(branches), len(batch))
         record = self._manifest.steps[evaluation.index]
-        if not record.proven_queries:  # only the latent of this step is recorded
+        whole = record.index in settings.qk_steps
+        if not (settings.metrics or whole):  # only the latent of this step is recorded
             yield
             return
         proof = self._proof = self._proof or self._nothing_proven(record)
-        whole = record.index in settings.qk_steps
-        site, row = _proven_place(record.index, len(self._job.sites), math.prod(shape))
+        site, row = _proven_place(record.index, self._job.measured_sites, math.prod(shape))
 
         def keep(seen: Seen) -> None:
-            if whole or seen.site.index == site:
+            if whole or (record.proven_queries and seen.site.index == site):
                 call = KeptCall(seen, record, None if whole else row)
                 store = partial(self._store, call, record, batch, proof)
                 self._background.submit(call.nbytes, store)
 
-        moment = Moment(branches, self._before.pop(batch, None))
+        before = self._before.pop(batch, None)
+        moment = Moment(branches, before, record.index, settings.seed)
         capture = Capture(
             self._job.sites,
             settings.metrics,
             on_attention=keep,
             detail=settings.detail,
             moment=moment,
+            only=settings.only,
         )
         with capture:
             yield
@@ -176,12 +179,12 @@ class Recorder:
             place[:] = found.reshape(place.shape)
 
 
-def _proven_place(step: int, num_sites: int, num_rows: int) -> tuple[int, int]:
+def _proven_place(step: int, sites: Sequence[Site], num_rows: int) -> tuple[int, int]:
     """Which site, and which row of every batch, is proven at a step that keeps no Q and K.
 
     One at a time, in turn: a step costs nearly nothing, and a run of some length covers the model.
     """
-    return step % num_sites, step // num_sites % num_rows
+    return sites[step % len(sites)].index, step // len(sites) % num_rows
 
 
 def manifest_of(job: Job) -> RunManifest:
@@ -224,9 +227,10 @@ def manifest_of(job: Job) -> RunManifest:
         steps=tuple(_step_record(job, each) for each in job.plan.evaluations),
         latent_shape=pipe.latent_shape,
         sites=sites,
-        statistics=settings.metrics,
+        statistics=job.statistics,
         token_statistics=plan_of(settings.metrics, settings.detail).token_names,
-        metrics={name: _described(name) for name in settings.metrics},
+        metrics={name: _described(name) for name in job.statistics},
+        only=settings.only,
         qk_steps=settings.qk_steps,
         qk_dtype=pipe.dtype if settings.qk_steps else None,
         scales=tuple(site.head_width**-0.5 for site in sites),
@@ -247,13 +251,14 @@ def _step_record(job: Job, each: Evaluation) -> StepRecord:
         if settings.edits and keeps_qk
         else None,
         proven_queries=proven_queries(settings.seed, each.index, job.sites)
-        if settings.metrics or keeps_qk
+        if keeps_qk or job.measures(each)
         else (),
     )
 
 
 def _described(name: str) -> MetricRecord:
-    about = STATISTICS[name]
+    about = described(name)
+    assert about is not None
     return MetricRecord(
         long_name=about.long_name, unit=about.unit, formula=about.formula, source=about.source
     )

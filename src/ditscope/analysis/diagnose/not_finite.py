@@ -10,6 +10,7 @@ import numpy
 from ditscope.analysis.diagnose.finding import Threshold
 from ditscope.analysis.diagnose.rule import Rule, Suspect, step_range
 from ditscope.analysis.diagnose.seen import Seen
+from ditscope.analysis.measured import measured_steps
 from ditscope.analysis.recorded import branch_steps, metric_names
 from ditscope.core.axes import BRANCHES
 from ditscope.core.sites import Site
@@ -31,10 +32,15 @@ class NotFinite(Rule):
         for branch in BRANCHES:
             if branch not in run.stats["branch"].values.tolist():
                 continue
-            steps = numpy.array(branch_steps(run, branch))
+            steps = numpy.array(measured_steps(run, branch_steps(run, branch)))
+            if not run.manifest.only.has_branch(branch) or not steps.size:
+                continue
             here = run.stats[names].sel(branch=branch, step=steps)
             for site in seen.sites:
-                values = here.isel(layer=site.index, head=slice(0, site.heads)).to_dataarray()
+                heads = list(run.manifest.only.heads_at(site))
+                if not heads:
+                    continue
+                values = here.isel(layer=site.index, head=heads).to_dataarray()
                 values = values.transpose("variable", "step", "head", ...)
                 gaps = numpy.array([_may_be_nan(name, site) for name in names])
                 allowed = gaps.reshape(-1, *[1] * (values.ndim - 1)) & numpy.isnan(values.values)
@@ -49,7 +55,7 @@ class NotFinite(Rule):
                     "stays, look at the weights.",
                     measured=float(bad.sum()),
                     layer=site.index,
-                    heads=numpy.nonzero(by_head)[0].tolist(),
+                    heads=numpy.array(heads)[by_head].tolist(),
                     steps=step_range(steps, where),
                     branch=branch,
                     changes=("--dtype", "float32"),

@@ -12,6 +12,7 @@ import xarray
 from ditscope.analysis.diagnose.objects import object_measures
 from ditscope.analysis.diagnose.reference import Reference
 from ditscope.analysis.head_kinds import EVEN
+from ditscope.analysis.measured import refuse_partly_measured
 from ditscope.analysis.recorded import METRIC, RECORD_STATISTICS, recorded, relative_to_even
 from ditscope.core.axes import BRANCHES, Branch
 from ditscope.core.sites import Site
@@ -59,7 +60,11 @@ class Seen:
         return foreign(shlex.join(words), 1000)
 
     def _statistics(self, branch: Branch = "cond") -> xarray.DataArray:
-        """All that was recorded of a branch, (metric, step, sample, layer, head)."""
+        """All that was recorded of a branch, (metric, step, sample, layer, head).
+
+        Raises BadRequest where only some places were measured: the rules compare all of them.
+        """
+        refuse_partly_measured(self.run)
         return recorded(self.run, branch=branch)
 
     def statistic(
@@ -71,9 +76,10 @@ class Seen:
         """
         values = self.statistics(branch)
         if metric not in values[METRIC].values.tolist():
-            raise BadRequest(
-                f"this run recorded no {metric}", field=METRIC, fix=fix or RECORD_STATISTICS
-            )
+            fix = fix or RECORD_STATISTICS
+            if self.run.manifest.only.queries is not None:
+                fix += ", without --record-queries"
+            raise BadRequest(f"this run recorded no {metric}", field=METRIC, fix=fix)
         values = values.sel({METRIC: [metric]})
         values = relative_to_even(self.run, values) if relative else values
         return values.isel({METRIC: 0}, drop=True).drop_vars("unit", errors="ignore")

@@ -5,34 +5,18 @@ To add one: a file here with a subclass of `Edit`, and its name in `kinds.py`.
 
 from __future__ import annotations
 
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from fnmatch import fnmatchcase
-from typing import Annotated, Any, TypedDict
+from typing import TypedDict
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from ditscope.attention.seam import AttentionCall
+from ditscope.core.places import Indices, Layers, check_places, is_among
 from ditscope.core.sites import Site
-from ditscope.errors import BadRequest, foreign, listed
-
-
-def _several(value: Any) -> object:
-    """One item or many, as a tuple; whole numbers of any library as int."""
-    if value is None:
-        return None
-    many = isinstance(value, Iterable) and not isinstance(value, str) and getattr(value, "ndim", 1)
-    if not many:
-        value = (value,)
-    try:
-        return tuple(
-            each if isinstance(each, str | bool) else operator.index(each) for each in value
-        )
-    except TypeError:
-        raise ValueError("Input should be an index or several") from None
+from ditscope.errors import BadRequest, foreign
 
 
 class Places(TypedDict, total=False):
@@ -54,9 +38,9 @@ class Edit(BaseModel, ABC):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    layers: Annotated[tuple[NonNegativeInt | str, ...] | None, BeforeValidator(_several)] = None
-    heads: Annotated[tuple[NonNegativeInt, ...] | None, BeforeValidator(_several)] = None
-    steps: Annotated[tuple[NonNegativeInt, ...] | None, BeforeValidator(_several)] = None
+    layers: Layers = None
+    heads: Indices = None
+    steps: Indices = None
 
     def __init__(self, *values: object, **fields: object) -> None:
         """`values` are those of the fields that the subclass adds, in their order.
@@ -100,7 +84,7 @@ class Edit(BaseModel, ABC):
         """The heads of `site` that it changes at `step`: none, some or all."""
         if (
             self.neutral
-            or not self._at(site)
+            or not is_among(site, self.layers)
             or (self.steps is not None and step not in self.steps)
         ):
             return ()
@@ -116,30 +100,8 @@ class Edit(BaseModel, ABC):
         Raises:
             BadRequest: names what does not exist, and what does.
         """
-        for layer in self.layers or ():
-            if not any(_is(site, layer) for site in sites):
-                raise self._missing(
-                    f"there is no layer {foreign(layer)}",
-                    "layers",
-                    f"0 to {len(sites) - 1}, or globs of {listed(site.name for site in sites)}",
-                )
-        for site in filter(self._at, sites):
-            absent = [head for head in self.heads or () if head >= site.heads]
-            if absent:
-                raise self._missing(
-                    f"{site.name} has no head {listed(absent)}", "heads", f"0 to {site.heads - 1}"
-                )
-        if steps is None:
-            return
-        absent = [step for step in self.steps or () if step >= steps]
-        if absent:
-            raise self._missing(f"there is no step {listed(absent)}", "steps", f"0 to {steps - 1}")
-
-    def _at(self, site: Site) -> bool:
-        return self.layers is None or any(_is(site, layer) for layer in self.layers)
-
-    def _missing(self, problem: str, field: str, expected: str) -> BadRequest:
-        return BadRequest(problem, field=f"{type(self).__name__}.{field}", expected=expected)
+        places = {"layers": self.layers, "heads": self.heads, "steps": self.steps}
+        check_places(type(self).__name__, sites, steps, **places)
 
 
 def chosen(call: AttentionCall, heads: tuple[int, ...]) -> Tensor:
@@ -157,9 +119,3 @@ def num_heads(call: AttentionCall) -> int:
     if call.enable_gqa:
         return call.q.shape[-3]
     return torch.broadcast_shapes(call.q.shape[:-2], call.k.shape[:-2])[-1]
-
-
-def _is(site: Site, layer: int | str) -> bool:
-    if isinstance(layer, str):
-        return site.name == layer or fnmatchcase(site.name, layer)
-    return site.index == layer

@@ -21,6 +21,9 @@ def _root(mean_square: Tensor, scope: Scope) -> Tensor:
 
 
 def _squares(tile: Tile) -> Tensor:
+    if isinstance(tile.queries, Tensor):
+        place = places(tile.grid, tile.p.device)
+        return (place[tile.queries].unsqueeze(1) - place).square().sum(-1)
     return squared_distances(tile.grid, tile.queries.start, tile.queries.stop, tile.p.device)
 
 
@@ -35,6 +38,8 @@ def rms_distance(tile: Tile) -> Tensor:
 
 
 def _distances(tile: Tile) -> Tensor:
+    if isinstance(tile.queries, Tensor):
+        return _squares(tile).sqrt()
     return distances(tile.grid, tile.queries.start, tile.queries.stop, tile.p.device)
 
 

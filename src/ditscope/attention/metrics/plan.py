@@ -23,7 +23,6 @@ from ditscope.attention.metrics.registry import (
     find,
     known_metrics,
 )
-from ditscope.core.statistics import DEFAULT_METRICS
 from ditscope.errors import BadRequest, foreign
 
 DETAILS = ("heads", "tokens")
@@ -138,15 +137,6 @@ def known_detail(detail: str) -> str:
             f"found {foreign(repr(detail))}", field="detail", expected=" or ".join(DETAILS)
         )
     return detail
-
-
-def explain(metrics: Sequence[str] = DEFAULT_METRICS, *, detail: str = "heads") -> str:
-    """How the metrics would be made: which passes, and what each is shared by.
-
-    Raises:
-        BadRequest: there is no such metric or detail.
-    """
-    return plan_of(metrics, detail).explain()
 
 
 def _add(metric: Metric, made: list[Metric], derived: list[Metric]) -> None:

@@ -83,6 +83,7 @@ class Metric:
     fused: bool = False  # tells that `queries` or `image` can be had from fused calls too
     one_pass: bool = False  # likewise, from a kernel that makes one pass over scores
     all_heads: bool = False  # a tile must hold every head of a row
+    scattered: bool = True  # `reduce` takes a tile whose queries are indices and not a slice
 
     @property
     def statistic(self) -> Statistic:
@@ -214,7 +215,7 @@ def metric(
         STATISTICS[name] = Statistic(
             name, long_name or name, unit, formula, source, high, low, axis, gaps=True
         )
-        _METRICS[name] = Metric(name, needs, reduce, finish)
+        _METRICS[name] = Metric(name, needs, reduce, finish, scattered=False)
         return reduce
 
     return register

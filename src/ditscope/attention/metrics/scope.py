@@ -31,13 +31,16 @@ class Tile:
     `p` (t, n, M) float32 are the weights, zero for a query that sees no key. Of a metric that needs
     `image`, queries and keys are the image tokens alone: p (t, n, I) sums to one over them, and
     `queries` counts patches. Heads are neighbours in t.
+
+    `queries` says which they are: a slice, or, of a sample of queries, their indices (n,). A metric
+    of your own is always given a slice.
     """
 
     def __init__(
         self,
         p: Tensor,
         scope: Scope,
-        queries: slice,
+        queries: slice | Tensor,
         *,
         lse: Tensor | None = None,
         scores: Tensor | None = None,
@@ -46,6 +49,26 @@ class Tile:
         self.p, self.scope, self.queries = p, scope, queries
         self._lse, self._scores, self._largest = lse, scores, largest
         self._weighted: Tensor | None = None
+
+    def one(self, place: int, query: int) -> Tile:
+        """The tile of one of its queries: the one at `place`, which is `query`."""
+        here = slice(place, place + 1)
+        lse, scores, largest = (
+            None if each is None else each[:, here]
+            for each in (self._lse, self._scores, self._largest)
+        )
+        if self._weighted is not None:  # is the memory of the scores
+            scores = None
+        tile = Tile(
+            self.p[:, here],
+            self.scope,
+            slice(query, query + 1),
+            lse=lse,
+            scores=None if scores is None else scores.clone(),
+            largest=largest,
+        )
+        tile._weighted = None if self._weighted is None else self._weighted[:, here]
+        return tile
 
     @property
     def grid(self) -> TokenGrid:
