@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ditscope.model.dit import DiT, build
     from ditscope.pipeline import load
     from ditscope.runs.reader import open_run
+    from ditscope.runs.repair import repair_run
     from ditscope.sampling.draw import sample
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "metric",
     "open_run",
     "plot",
+    "repair_run",
     "sample",
     "watch",
 ]
@@ -71,6 +73,7 @@ _HOME = {
     "mask_metric": "ditscope.attention.metrics.segments",
     "metric": "ditscope.attention.metrics.registry",
     "open_run": "ditscope.runs.reader",
+    "repair_run": "ditscope.runs.repair",
     "sample": "ditscope.sampling.draw",
     "watch": "ditscope.attention.watch",
 }

@@ -111,6 +111,43 @@ def test_run_that_cannot_be_opened(command, folder):
     assert json.loads(outcome.err)["error"] == "BadRun"
 
 
+def test_repair_names_what_is_lost(command, folder):
+    names = [f"data.zarr/stats/{name}/c.1.0.0.0.0" for name in ("entropy", "rms_distance")]
+    for name in names:
+        (folder / name).unlink()
+    (folder / "data.zarr/latents/zarr.json").unlink()
+    assert command(folder).code == 3
+    found = facts(command(folder, "--repair", "--json"))
+    assert found["state"] == "complete, 2 files lost" and found["lost"] == names
+    assert found["repair"] == {
+        "changed": True,
+        "steps": 3,
+        "of": 3,
+        "files": len(manifest_files(folder)),
+        "rebuilt": ["data.zarr/latents/zarr.json"],
+        "regained": [],
+        "never written": [],
+        "steps with losses": [1],
+    }
+    text = command(folder, "--repair", "--verify").out
+    assert "repair      changed False, steps 3, of 3, files" in text
+    assert "lost        2\n" + "\n".join(names) + "\n" in text and "problems    none" in text
+    assert facts(command(folder, "--json"))["lost"] == names
+
+
+def test_repair_of_a_run_that_was_cut_short(command, tmp_path):
+    Toy(manifest_of()).write(tmp_path / "run", steps=2)
+    found = facts(command(tmp_path / "run", "--repair", "--json"))
+    assert found["state"] == "partial: 2 of 3 steps" and found["lost"] == []
+    assert found["repair"]["never written"] == [2]
+
+
+@pytest.mark.parametrize("arguments", [(), ("no-such-run",)])
+def test_only_a_run_is_repaired(command, arguments):
+    outcome = command("--repair", *arguments)
+    assert outcome.code in (2, 3) and outcome.out == "" and "Traceback" not in outcome.err
+
+
 def test_hostile_labels_are_only_text(command, tmp_path):
     manifest = manifest_of(samples=1)
     label = manifest.labels[0].model_copy(update={"name": "[red]x[/]\x1b]0;pwn\x07"})

@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ditscope.cli.console import MAX_LINE, print_json, results
-from ditscope.cli.words import edit_text, keep_text
+from ditscope.cli.run_facts import Facts, repair_facts, run_facts, verification
 from ditscope.errors import EXIT_BAD_INPUT, BadRequest, foreign, listed
-
-if TYPE_CHECKING:
-    from ditscope.core.manifest import GuidanceRecord
-    from ditscope.core.sites import Site
-    from ditscope.runs.reader import Run
-
-Facts = dict[str, object]
-"""What is known of one thing, ready for JSON: text, numbers, lists and mappings of them."""
 
 PACKAGES = (
     "torch",
@@ -45,6 +37,9 @@ def info(
     verify: Annotated[
         bool, typer.Option("--verify", help="Check every byte and number of a run.")
     ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Keep what is whole of a run, and name what is not.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Say what a run or a model is; without a path, what a bug report needs to know.
@@ -52,7 +47,9 @@ def info(
     Weights are not loaded and pickles are not opened. A run that fails --verify ends with exit
     code 3.
     """
+    repaired = repair_facts(path) if repair else {}
     facts = environment() if path is None else describe(path)
+    facts |= repaired
     if verify:
         if path is None or facts["kind"] != "run":
             raise BadRequest("only a run can be verified", file=path, field="--verify")
@@ -139,101 +136,6 @@ def devices() -> list[str]:
         for index in range(torch.cuda.device_count())
     ]
     return ["cpu", *cards, *(["mps"] if torch.backends.mps.is_available() else [])]
-
-
-def run_facts(folder: Path) -> Facts:
-    """What a run recorded, and how much of it is there."""
-    from ditscope.runs.reader import open_run
-
-    run = open_run(folder, allow_partial=True)
-    manifest = run.manifest
-    whole, planned = len(run.steps), len(manifest.steps)
-    return {
-        "kind": "run",
-        "path": str(run.path),
-        "state": "complete" if run.complete else f"partial: {whole} of {planned} steps",
-        "created": manifest.created,
-        "model": manifest.model.name,
-        "source": manifest.model.source,
-        "weights": manifest.model.weights_sha256,
-        "parameters": manifest.model.parameters,
-        "ran_on": f"{manifest.model.device}, {manifest.model.dtype}",
-        "labels": [label.name for label in manifest.labels],
-        "seed": manifest.seed,
-        "sampler": manifest.sampler.name,
-        "steps": manifest.sampler.steps,
-        "evaluations": planned,
-        "guidance": guidance_text(manifest.guidance),
-        "edits": [edit_text(edit) for edit in manifest.edits],
-        "latent": list(manifest.latent_shape),
-        "layers": len(manifest.sites),
-        "attention": site_text(manifest.sites[0]) if manifest.sites else "not recorded",
-        "statistics": list(manifest.statistics),
-        "measured": keep_text(manifest.only) if manifest.statistics else "nothing",
-        "qk_steps": list(manifest.qk_steps),
-        "proof": proof_facts(run),
-        "size": run_sizes(run),
-        "made_with": manifest.versions,
-    }
-
-
-def proof_facts(run: Run) -> dict[str, object]:
-    """How far rebuilt attention was from the model's own, as it was found while recording."""
-    heads = max((int(array.count()) for array in run.proof.values()), default=0)
-    if not heads:
-        return {}
-    errors = {f"{name}_error": rounded(float(array.max())) for name, array in run.proof.items()}
-    return {"heads": heads, **errors}
-
-
-def rounded(error: float) -> float:
-    """An error to two digits: its size is what matters."""
-    return float(f"{error:.1e}")
-
-
-def guidance_text(guidance: GuidanceRecord) -> str:
-    """Classifier-free guidance in a few words."""
-    text = f"scale {guidance.scale:g}"
-    if guidance.channels is not None:
-        text += f", first {guidance.channels} channels"
-    if guidance.interval is not None:
-        low, high = guidance.interval
-        text += f", noise levels {low:g} to {high:g}"
-    return text
-
-
-def site_text(site: Site) -> str:
-    """The shape of one attention call."""
-    tokens = f"{site.queries} x {site.keys} tokens"
-    if site.grid:
-        tokens += f", patches {site.grid.height} x {site.grid.width}"
-    return f"{site.heads} heads of width {site.head_width}, {tokens}"
-
-
-def run_sizes(run: Run) -> dict[str, int]:
-    """Bytes on disk of each part of a run."""
-    parts: dict[str, int] = {}
-    for name, record in run.manifest.files.items():
-        part = name.removeprefix("data.zarr/").split("/")[0]
-        parts[part] = parts.get(part, 0) + record.size
-    parts.pop("zarr.json", None)
-    return parts
-
-
-def verification(folder: Path) -> Facts:
-    """What `Run.verify` says of a run."""
-    from ditscope.runs.reader import open_run
-
-    found = open_run(folder, allow_partial=True).verify()
-    return {
-        "verified": {
-            "files": found.num_files,
-            "size": found.num_bytes,
-            "attention rows": found.num_rows,
-            **{f"{name}_error": rounded(value) for name, value in found.proof.items()},
-        },
-        "problems": list(found.problems),
-    }
 
 
 def file_facts(file: Path) -> Facts:
@@ -345,9 +247,9 @@ def pipeline_facts(folder: Path) -> Facts:
 
 
 def lines_of(name: str, value: object) -> list[str]:
-    """A fact for people: one line, or one for each problem."""
+    """A fact for people: one line, or one for each problem or lost file."""
     title = f"{name.replace('_', ' '):<11} "
-    if name == "problems" and isinstance(value, list) and value:
+    if name in ("problems", "lost") and isinstance(value, list) and value:
         return [title + str(len(value)), *(foreign(problem, MAX_LINE) for problem in value)]
     return [title + text_of(name, value)]
 

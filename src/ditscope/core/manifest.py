@@ -114,3 +114,5 @@ class RunManifest(Record):
     edits: tuple[dict[str, object], ...] = ()  # changes of the attention, in their order
     committed_steps: tuple[int, ...] = ()
     files: dict[str, FileRecord] = Field(default_factory=dict)
+    repaired: bool = False  # by `ditscope.runs.repair`: sealed with what was whole
+    lost: dict[str, FileRecord] = Field(default_factory=dict)  # what was not whole then

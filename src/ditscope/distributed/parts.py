@@ -90,11 +90,12 @@ class Parts:
         return None
 
     def _found(self, batch: int, *, complete: bool) -> Run | None:
-        """The part on disk, if there is one that can be opened."""
+        """The part on disk, if there is one that can be opened; with `complete`, one that is whole."""
         try:
-            return open_run(self.place(batch), allow_partial=not complete)
+            run = open_run(self.place(batch), allow_partial=not complete)
         except BadRun:
             return None
+        return run if not complete or (run.complete and not run.manifest.lost) else None
 
 
 def sample_text(samples: list[int]) -> str:

@@ -90,6 +90,11 @@ class ArraySpec:
         }
 
 
+def document_bytes(tree: Mapping[str, object]) -> bytes:
+    """What a `zarr.json` holds."""
+    return (json.dumps(tree, indent=1) + "\n").encode()
+
+
 def group_document() -> dict[str, object]:
     """The `zarr.json` of a group."""
     return {"zarr_format": 3, "node_type": "group", "attributes": {}}

@@ -7,7 +7,7 @@ import io
 import os
 import stat
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,23 +22,31 @@ from ditscope.runs.layout import MAX_CHUNK_BYTES
 
 MAX_FILE_BYTES = MAX_CHUNK_BYTES + 2**20
 MAX_IMAGE_PIXELS = 64_000_000
+READ_AS_NAN = ("latents", "stats/", "tokens/", "proof/")
+"""Arrays of float32 of which a lost chunk hides no other; of what else was lost, reading fails."""
 _PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 
 
-class RunFiles:
-    """The files of a run directory, by their path in it. What is read here matches its record."""
+class LostFile(BadRun):
+    """A file that a repair found damaged or missing is asked for."""
 
-    def __init__(self, root: Path, records: Mapping[str, FileRecord]) -> None:
+
+class RunFiles:
+    """The files of a run directory, by their path in it. What is read here matches its record.
+
+    `lost` are those that a repair found damaged or missing. Nothing is read of them.
+    """
+
+    def __init__(
+        self, root: Path, records: Mapping[str, FileRecord], lost: Collection[str] = ()
+    ) -> None:
         self.root = root
         self.records = records
+        self.lost = frozenset(lost)
 
     def missing(self) -> Iterator[BadRun]:
         """One error for each listed file or folder that is absent, irregular or of another size."""
-        folders = {parent for name in self.records for parent in Path(name).parents}
-        for folder in sorted(folders):
-            error = _irregular(self.root / folder, stat.S_ISDIR, "a folder")
-            if error and folder != Path():
-                yield error
+        yield from irregular_folders(self.root, self.records)
         for name, record in self.records.items():
             path = self.root / name
             error = _irregular(path, stat.S_ISREG, "a regular file")
@@ -53,8 +61,9 @@ class RunFiles:
         """The bytes of a listed file.
 
         Raises:
-            BadRun: it cannot be read, or its size or digest is not the recorded one.
+            BadRun: it cannot be read, its size or digest is not the recorded one, or it was lost.
         """
+        self.expect_kept(name)
         path, record = self.root / name, self.records[name]
         data = read_regular(path, record.size)
         if len(data) != record.size:
@@ -63,8 +72,22 @@ class RunFiles:
             raise BadRun("its bytes are not the ones that were written", file=path)
         return data
 
+    def expect_kept(self, *names: str) -> None:
+        """Raise LostFile if one of the files was lost before a repair."""
+        for name in self.lost.intersection(names):
+            raise LostFile(
+                "was lost before the run was repaired",
+                file=self.root / name,
+                fix="put the original file back and repair the run again",
+            )
+
     def chunk(self, spec: ArraySpec, name: str) -> NDArray[np.generic]:
-        """The values of one chunk of `spec`, of shape `spec.chunks`. Raises BadRun."""
+        """The values of one chunk of `spec`, of shape `spec.chunks`. Raises BadRun.
+
+        A latent or statistic that was lost before a repair is NaN, as what was never measured is.
+        """
+        if name in self.lost and spec.name.startswith(READ_AS_NAN):
+            return np.full(spec.chunks, np.nan, spec.dtype)
         return decode(self.read(name), spec, str(self.root / name))
 
     def block(
@@ -101,6 +124,14 @@ class RunFiles:
         if pixels.dtype != np.uint8 or pixels.shape != (height, width, 3):
             raise BadRun("a PNG picture that is not RGB", file=path)
         return pixels
+
+
+def irregular_folders(root: Path, names: Iterable[str]) -> Iterator[BadRun]:
+    """One error for each folder of the files `names` that is absent or no folder."""
+    for folder in sorted({parent for name in names for parent in Path(name).parents}):
+        error = _irregular(root / folder, stat.S_ISDIR, "a folder")
+        if error and folder != Path():
+            yield error
 
 
 def read_regular(path: Path, limit: int) -> bytes:

@@ -53,7 +53,7 @@ from ditscope.runs.proof import ERRORS
 MANIFEST, COMPLETE, IMAGES = "run.json", "COMPLETE", "images"
 
 MAX_MANIFEST_BYTES = 16_000_000
-MAX_SEAL_BYTES = 100
+MAX_SEAL_BYTES = 200
 MAX_ELEMENTS = 2**33
 MAX_CHUNK_BYTES = 64 * 2**20
 MAX_FILES = 80_000  # their records fit in a manifest
@@ -113,9 +113,14 @@ class Layout:
         """What is written after the last step: final latents and images."""
         return [*self.final.chunk_files(), *self.image_files]
 
+    @property
+    def metadata_files(self) -> list[str]:
+        """Every `zarr.json`: they follow from the manifest, so a lost one can be written again."""
+        return self.group_files + [spec.metadata_file for spec in self.arrays]
+
     def files(self, num_steps: int, *, ended: bool) -> list[str]:
         """Every file of a run of which the first `num_steps` steps are written."""
-        files = self.group_files + [spec.metadata_file for spec in self.arrays]
+        files = self.metadata_files
         for step in range(num_steps):
             files += self.step_files(step)
         return files + (self.end_files if ended else [])
@@ -124,6 +129,15 @@ class Layout:
 def seal_of(manifest: bytes) -> bytes:
     """What `COMPLETE` holds for the bytes of `run.json` (`sha256sum -c COMPLETE` checks it)."""
     return f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST}\n".encode()
+
+
+def seals(sealed: bytes, manifest: bytes) -> bool:
+    """Whether the bytes of `COMPLETE` vouch for those of `run.json`.
+
+    A repair that replaces `run.json` seals the old and the new one while it does, each in a line.
+    """
+    seal = seal_of(manifest)
+    return len(sealed) in (len(seal), 2 * len(seal)) and seal in sealed.splitlines(keepends=True)
 
 
 def layout_of(manifest: RunManifest) -> Layout:

@@ -23,7 +23,7 @@ from ditscope.runs.writer import RunWriter
 _COMPARED = [
     field
     for field in RunManifest.model_fields
-    if field not in {"created", "model", "committed_steps", "files"}
+    if field not in {"created", "model", "committed_steps", "files", "repaired", "lost"}
 ]
 """Fields in which a part must be what the whole says; the model's are compared one by one."""
 

@@ -46,6 +46,18 @@ class OperandsCache:
         return sum(operands.nbytes for operands in self._kept.values())
 
 
+def is_stored(files: RunFiles, layout: Layout, step: int, sample: int, layer: int) -> bool:
+    """Whether Q, K and log-sum-exp of a call were kept, and not lost since."""
+    if step not in layout.manifest.qk_steps:
+        return False
+    place = {"step": layout.manifest.qk_steps.index(step), "layer": layer}
+    return not any(
+        name in files.lost
+        for spec in (layout.qk[part] for part in ("q", "k", "lse"))
+        for name in spec.chunk_files(**place, sample=sample // spec.samples_per_chunk)
+    )
+
+
 def stored(
     files: RunFiles, layout: Layout, step: int, branch: Branch, sample: int, layer: int
 ) -> dict[Place, Operands]:

@@ -28,9 +28,9 @@ from ditscope.runs.layout import (
     MAX_SEAL_BYTES,
     Layout,
     layout_of,
-    seal_of,
+    seals,
 )
-from ditscope.runs.operands import OperandsCache, Place, stored
+from ditscope.runs.operands import OperandsCache, Place, is_stored, stored
 from ditscope.runs.replay import replay
 from ditscope.runs.target import interrupted_swap, parts_folder
 
@@ -57,11 +57,12 @@ class Run:
         self.manifest = layout.manifest
         self.complete = complete
         self.layout = layout
-        self.files = RunFiles(path, layout.manifest.files)
+        self.files = RunFiles(path, layout.manifest.files, layout.manifest.lost)
         self._operands = OperandsCache(self._load)
 
     def __repr__(self) -> str:
         state = "" if self.complete else f", partial: {len(self.steps)} steps are whole"
+        state += f", {len(self.files.lost)} files were lost" if self.files.lost else ""
         labels = listed((label.name for label in self.manifest.labels), 3)
         return f"<Run {foreign(self.path)}: {labels}; {len(self.manifest.steps)} steps{state}>"
 
@@ -77,14 +78,15 @@ class Run:
 
     @property
     def has_images(self) -> bool:
-        """Whether the sampling came to its end, so that there are final latents and images."""
-        return self.layout.end_files[0] in self.manifest.files
+        """Whether the sampling came to its end and no picture was lost."""
+        return ended(self.layout) and not self.files.lost.intersection(self.layout.image_files)
 
     @cached_property
     def stats(self) -> xarray.Dataset:
         """Statistics of every head: (step, branch, sample, layer, head) float32.
 
-        NaN where a branch was not evaluated or a layer has fewer heads. Coordinates: `noise_level`
+        NaN where a branch was not evaluated, a layer has fewer heads, or a file was lost before a
+        repair (`manifest.lost` names those). Coordinates: `noise_level`
         and `timestep` of a step, `site` of a layer, `label` of a sample. Raises BadRun.
         """
         from ditscope.runs import labelled
@@ -115,7 +117,10 @@ class Run:
 
     @cached_property
     def latents(self) -> xarray.DataArray:
-        """Input of the network: (step, sample, channel, y, x) float32, read step by step."""
+        """Input of the network: (step, sample, channel, y, x) float32, read step by step.
+
+        NaN where a file was lost before a repair.
+        """
         from ditscope.runs import labelled
 
         return labelled.latents(self.files, self.layout, self.steps)
@@ -125,7 +130,7 @@ class Run:
         """The latents after the last step: (sample, channel, y, x) float32. Raises BadRun."""
         from ditscope.runs import labelled
 
-        if not self.has_images:
+        if not ended(self.layout):
             raise BadRun("a partial run has no final latents", file=self.path)
         return labelled.final_latents(self.files, self.layout)
 
@@ -134,7 +139,7 @@ class Run:
         """The pictures: (sample, y, x, channel) uint8. Raises BadRun."""
         from ditscope.runs import labelled
 
-        if not self.has_images:
+        if not ended(self.layout):
             raise BadRun("a partial run has no images", file=self.path)
         pictures = [self.files.image(name) for name in self.layout.image_files]
         if len({picture.shape for picture in pictures}) > 1:
@@ -217,11 +222,16 @@ class Run:
         """Hash every file and check every number; what is wrong is listed, not raised."""
         from ditscope.runs.verify import verify
 
-        return verify(self.files, self.layout, ended=self.has_images)
+        return verify(self.files, self.layout, ended=ended(self.layout))
 
     def _load(self, step: int, branch: Branch, sample: int, layer: int) -> Mapping[Place, Operands]:
-        if step in self.manifest.qk_steps:
+        if is_stored(self.files, self.layout, step, sample, layer):
             return stored(self.files, self.layout, step, branch, sample, layer)
+        if self.files.lost.intersection(self.layout.latents.chunk_files(step=step)):
+            raise BadRun(
+                f"step {step} cannot be run again: its latent was lost before the run was repaired",
+                file=self.path,
+            )
         again = replay(self, step=step, branch=branch, sample=sample, layer=layer)
         return {(step, branch, sample, layer): again}
 
@@ -252,24 +262,34 @@ def open_run(path: str | os.PathLike[str], allow_partial: bool = False) -> Run:
     complete = os.path.lexists(seal)
     sealed = read_regular(seal, MAX_SEAL_BYTES) if complete else b""
     data = read_regular(folder / MANIFEST, MAX_MANIFEST_BYTES)
-    if complete and sealed != seal_of(data):
+    if complete and not seals(sealed, data):
         raise BadRun(f"does not hold the digest of {MANIFEST}: one of them was changed", file=seal)
-    layout = layout_of(_manifest(data, folder / MANIFEST))
+    layout = layout_of(parsed_manifest(data, folder / MANIFEST))
     committed, total = len(layout.manifest.committed_steps), len(layout.manifest.steps)
-    if not committed or (complete and committed < total):
+    repaired = layout.manifest.repaired
+    if not committed or (complete and committed < total and not repaired):
         raise BadRun(f"{committed} of {total} steps are whole", file=folder)
     if not complete and not allow_partial:
         raise BadRun(
             f"a partial run: {committed} of {total} steps are whole, and it is not sealed",
             file=folder,
-            fix="open_run(..., allow_partial=True) shows the whole steps",
+            fix="open_run(..., allow_partial=True) shows the whole steps; ditscope info --repair "
+            "seals it with them",
         )
-    run = Run(folder, layout, complete=complete)
+    whole = not repaired or (committed == total and ended(layout))
+    run = Run(folder, layout, complete=complete and whole)
     _check_files(run)
     return run
 
 
-def _manifest(data: bytes, file: Path) -> RunManifest:
+def ended(layout: Layout) -> bool:
+    """Whether the sampling came to its end, so that final latents and images were written."""
+    end = layout.end_files[0]
+    return end in layout.manifest.files or end in layout.manifest.lost
+
+
+def parsed_manifest(data: bytes, file: Path) -> RunManifest:
+    """The manifest in `data`, the bytes of `file`. Raises BadRun."""
     if len(data) > MAX_MANIFEST_BYTES:
         raise BadRun(f"larger than {MAX_MANIFEST_BYTES:,} bytes", file=file)
     tree = strict_json.parse(data, file=file, error=BadRun)
@@ -289,15 +309,24 @@ def _manifest(data: bytes, file: Path) -> RunManifest:
     return manifest
 
 
+def check_listed(layout: Layout, file: Path, *, at_end: bool) -> None:
+    """Raise BadRun unless the manifest of `file` lists, or names as lost, what the run must hold."""
+    manifest = layout.manifest
+    expected = layout.files(len(manifest.committed_steps), ended=at_end)
+    found = manifest.files.keys() | manifest.lost.keys()
+    missing = [name for name in expected if name not in found]
+    if strange := found - set(expected):
+        raise BadRun(f"lists {listed(strange)}", file=file, field="files")
+    if missing:
+        raise BadRun(f"does not list {listed(missing)}", file=file, field="files")
+    never = manifest.lost.keys() & {*manifest.files, *layout.metadata_files}
+    if never or (manifest.lost and not manifest.repaired):
+        raise BadRun("names what cannot be lost", file=file, field="lost")
+
+
 def _check_files(run: Run) -> None:
     """Every file that the run consists of is listed, there, and of its size; arrays are ours."""
-    listed_files = run.manifest.files.keys()
-    expected = run.layout.files(len(run.steps), ended=run.complete or run.has_images)
-    strange = listed_files - set(expected)
-    missing = [name for name in expected if name not in listed_files]
-    if strange or missing:
-        problem = f"does not list {listed(missing)}" if missing else f"lists {listed(strange)}"
-        raise BadRun(problem, file=run.path / MANIFEST, field="files")
+    check_listed(run.layout, run.path / MANIFEST, at_end=run.complete or ended(run.layout))
     for error in run.files.missing():
         raise error
     for name in run.layout.group_files:

@@ -15,7 +15,7 @@ from ditscope.core.standard_error import described
 from ditscope.errors import BadRun
 from ditscope.runs.arrays import ArraySpec
 from ditscope.runs.attention_rows import Tokens, looking
-from ditscope.runs.files import RunFiles
+from ditscope.runs.files import LostFile, RunFiles
 from ditscope.runs.layout import Layout
 from ditscope.runs.operands import stored
 from ditscope.runs.verify_proof import Proven, proof_checks
@@ -49,7 +49,7 @@ def verify(files: RunFiles, layout: Layout, *, ended: bool) -> Verification:
     Latents are finite. Statistics are within their bounds where a branch was evaluated, NaN where
     not. Images decode to one size. For a choice of stored queries the attention sums to one. The
     proof of the run is computed again from what is stored: it must come out as it was recorded, and
-    within rounding. Damage is listed, never raised.
+    within rounding. Damage is listed, never raised; what a repair named as lost is passed over.
     """
     problems: list[str] = []
     places = _row_places(layout)
@@ -57,6 +57,8 @@ def verify(files: RunFiles, layout: Layout, *, ended: bool) -> Verification:
     for check in _checks(files, layout, places, proven, ended=ended):
         try:
             problems += check()
+        except LostFile:
+            continue  # known, and nobody can read it
         except BadRun as error:
             problems.append(str(error))
     return Verification(
@@ -122,6 +124,7 @@ def _decodes(files: RunFiles, spec: ArraySpec, name: str) -> Iterator[str]:
 
 
 def _finite(files: RunFiles, spec: ArraySpec, name: str) -> Iterator[str]:
+    files.expect_kept(name)
     if not np.isfinite(files.chunk(spec, name)).all():
         yield f"{files.root / name}: NaN or Inf in {spec.name}"
 
@@ -129,6 +132,7 @@ def _finite(files: RunFiles, spec: ArraySpec, name: str) -> Iterator[str]:
 def _in_bounds(
     files: RunFiles, layout: Layout, statistic: str, step: int, name: str
 ) -> Iterator[str]:
+    files.expect_kept(name)
     block = files.chunk(layout.stats[statistic], name)[0]  # (branch, sample, layer, head)
     known, only = described(statistic), layout.manifest.only
     if known is None:

@@ -61,6 +61,8 @@ def _chunks_of_samples(layout: Layout) -> Iterator[range]:
 
 def _recorded(files: RunFiles, layout: Layout, step: int) -> dict[str, NDArray[Any]]:
     """(branch, sample, layer, head) by name."""
+    for spec in layout.proof.values():
+        files.expect_kept(*spec.chunk_files(step=step))
     return {name: files.block(spec, step=step) for name, spec in layout.proof.items()}
 
 

@@ -34,7 +34,7 @@ from ditscope.core.axes import SAMPLE
 from ditscope.core.manifest import FileRecord, RunManifest
 from ditscope.errors import BadRequest, NumericalError, ResourceError, listed
 from ditscope.runs import invariants
-from ditscope.runs.arrays import ArraySpec, group_document
+from ditscope.runs.arrays import ArraySpec, document_bytes, group_document
 from ditscope.runs.chunks import encode
 from ditscope.runs.layout import COMPLETE, MANIFEST, layout_of, seal_of
 from ditscope.runs.proof import Witness
@@ -69,7 +69,9 @@ class RunWriter:
         *,
         at_once: bool = False,
     ) -> None:
-        manifest = manifest.model_copy(update={"committed_steps": (), "files": {}})
+        manifest = manifest.model_copy(
+            update={"committed_steps": (), "files": {}, "repaired": False, "lost": {}}
+        )
         invariants.check(manifest, MANIFEST)
         self._manifest = manifest
         self._layout = layout_of(manifest)
@@ -86,9 +88,9 @@ class RunWriter:
             try:
                 check_space(self._target.folder, sum(a.nbytes for a in self._layout.arrays))
                 for name in self._layout.group_files:
-                    self._put(name, _document(group_document()))
+                    self._put(name, document_bytes(group_document()))
                 for spec in self._layout.arrays:
-                    self._put(spec.metadata_file, _document(spec.document()))
+                    self._put(spec.metadata_file, document_bytes(spec.document()))
             except BaseException:
                 self._close()
                 raise
@@ -314,8 +316,7 @@ class RunWriter:
         with self._disk():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
-        digest = hashlib.sha256(data).hexdigest()
-        self._pending[name] = FileRecord(size=len(data), sha256=digest)
+        self._pending[name] = record_of(data)
 
     def _commit(self, num_steps: int) -> bytes:
         """List all pending files in `run.json`, after they are on the disk; its bytes."""
@@ -372,16 +373,17 @@ class RunWriter:
             ) from reason
 
 
+def record_of(data: bytes) -> FileRecord:
+    """Size and digest of a file that holds `data`."""
+    return FileRecord(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
 def _listed_on_disk(folder: Path) -> set[str]:
     """What `run.json` lists: a signal may have come between replacing it and noting so here."""
     try:
         return set(json.loads((folder / MANIFEST).read_bytes())["files"])
     except OSError:
         return set()
-
-
-def _document(tree: dict[str, object]) -> bytes:
-    return (json.dumps(tree, indent=1) + "\n").encode()
 
 
 def _expect_finite(latents: NDArray[np.float32], where: str) -> None:
