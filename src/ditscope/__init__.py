@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ditscope.runs.reader import open_run
     from ditscope.runs.repair import repair_run
     from ditscope.sampling.draw import sample
+    from ditscope.sampling.probe import probe
 
 __all__ = [
     "AblateHeads",
@@ -50,6 +51,7 @@ __all__ = [
     "metric",
     "open_run",
     "plot",
+    "probe",
     "repair_run",
     "sample",
     "watch",
@@ -73,6 +75,7 @@ _HOME = {
     "mask_metric": "ditscope.attention.metrics.segments",
     "metric": "ditscope.attention.metrics.registry",
     "open_run": "ditscope.runs.reader",
+    "probe": "ditscope.sampling.probe",
     "repair_run": "ditscope.runs.repair",
     "sample": "ditscope.sampling.draw",
     "watch": "ditscope.attention.watch",

@@ -28,10 +28,10 @@ PROCESSES = {
 }
 
 
-def write_pipeline(folder: Path, kind: str, seed: int = 0) -> Path:
+def write_pipeline(folder: Path, kind: str, seed: int = 0, **network: object) -> Path:
     """A pipeline folder with random weights, none of them zero."""
     torch.manual_seed(seed)
-    config = DiTConfig.model_validate({**TINY, "learn_sigma": kind == "ddpm"})
+    config = DiTConfig.model_validate({**TINY, "learn_sigma": kind == "ddpm", **network})
     model = DiT(config)
     with torch.no_grad():
         for parameter in model.parameters():

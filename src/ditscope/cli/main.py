@@ -31,6 +31,7 @@ from ditscope.cli.extract import extract
 from ditscope.cli.info import info
 from ditscope.cli.models import models
 from ditscope.cli.plot import plot
+from ditscope.cli.probe import probe
 from ditscope.cli.sample import sample
 from ditscope.cli.sample_ddp import sample_ddp
 from ditscope.cli.train import train
@@ -92,6 +93,7 @@ COMMANDS = (
     demo,
     sample,
     sample_ddp,
+    probe,
     extract,
     train,
     eval_,

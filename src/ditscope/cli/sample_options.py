@@ -240,10 +240,16 @@ def run_folder(out: Path | None, job: Job) -> Iterator[Path]:
     if out is not None:
         yield out
         return
+    drawn = {job.pipe.labels[label] for label in job.classes}
+    with new_folder(drawn.pop() if len(drawn) == 1 else job.pipe.name) as folder:
+        yield folder
+
+
+@contextlib.contextmanager
+def new_folder(words: str) -> Iterator[Path]:
+    """A new folder under `runs/`, named after `words`; if nothing is put in it, it goes again."""
     from ditscope.runs.target import parts_folder
 
-    drawn = {job.pipe.labels[label] for label in job.classes}
-    words = drawn.pop() if len(drawn) == 1 else job.pipe.name
     stem = "".join(c if c.isalnum() and c.isascii() else "-" for c in words.split(",")[0])[:40]
     RUNS.mkdir(exist_ok=True)
     names = (RUNS / f"{stem}-{number}" for number in itertools.count(1))

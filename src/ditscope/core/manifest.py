@@ -103,6 +103,7 @@ class RunManifest(Record):
     guidance: GuidanceRecord
     steps: tuple[StepRecord, ...]
     latent_shape: tuple[int, int, int]  # channels, height, width
+    mask_shape: tuple[int, int] | None = None  # height, width, where objects are known: a probe
     sites: tuple[Site, ...]
     statistics: tuple[str, ...]  # arrays under stats/: metrics, then standard errors of some
     token_statistics: tuple[str, ...] = ()  # arrays under tokens/

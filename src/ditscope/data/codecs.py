@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ditscope.core import strict_json
 from ditscope.core.pipeline_config import AUTOENCODER_FILES, refuse_code
-from ditscope.errors import BadCheckpoint, foreign
+from ditscope.errors import BadCheckpoint, BadRequest, foreign
 
 PREVIEW = (
     (0.298, 0.207, 0.208),
@@ -65,8 +65,20 @@ class Codec(Protocol):
         """What a person should know about the pictures."""
         ...
 
+    @property
+    def pixels_per_latent(self) -> int:
+        """Pixels, each way, that one place of the latent grid stands for. Raises BadRequest."""
+        ...
+
     def decode(self, latents: Tensor) -> NDArray[np.uint8]:
         """Pictures (B, height, width, 3) uint8 of latents (B, C, h, w)."""
+        ...
+
+    def encode(self, pictures: NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:
+        """Latents (B, C, h, w) float32, on the CPU, of pictures (B, height, width, 3).
+
+        Raises BadRequest without an autoencoder.
+        """
         ...
 
 
@@ -75,10 +87,16 @@ class RGBCodec:
 
     config = RGB()
     notes = ()
+    pixels_per_latent = 1
 
     def decode(self, latents: Tensor) -> NDArray[np.uint8]:
         """(B, 3, h, w) -> (B, h, w, 3) uint8."""
         return _pixels(latents)
+
+    def encode(self, pictures: NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:
+        """(B, h, w, 3) -> (B, 3, h, w) in [-1, 1], as in training."""
+        pixels = torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)))
+        return pixels.float().div_(127.5).sub_(1)
 
 
 class LatentCodec:
@@ -104,6 +122,27 @@ class LatentCodec:
         parts = latents.float().div(self.config.scale).split(DECODED_AT_A_TIME)
         with torch.inference_mode():
             return np.concatenate([_pixels(autoencoder.decode(part).sample) for part in parts])
+
+    @property
+    def pixels_per_latent(self) -> int:
+        """Each level of the autoencoder but the last halves the picture. Raises BadRequest."""
+        return 2 ** (len(self._loaded(self._present()).config.block_out_channels) - 1)
+
+    def encode(self, pictures: NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:
+        """The mean of the posterior times `scale`, a few pictures at a time. Raises BadRequest."""
+        self._present()
+        starts = range(0, len(pictures), DECODED_AT_A_TIME)
+        parts = [pictures[start : start + DECODED_AT_A_TIME] for start in starts]
+        return torch.cat([self.posterior(part, device)[0] for part in parts]) * self.config.scale
+
+    def _present(self) -> Path:
+        if self.folder is None:
+            raise BadRequest(
+                "this model has no autoencoder, so pictures cannot become latents",
+                field="images",
+                expected="a model folder with its autoencoder in it",
+            )
+        return self.folder
 
     @torch.inference_mode()
     def posterior(

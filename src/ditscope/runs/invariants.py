@@ -36,6 +36,8 @@ def _samples(manifest: RunManifest) -> Iterator[tuple[str, str]]:
         yield "batches", f"do not hold each of the {num_samples} samples once"
     if min(manifest.latent_shape) < 1:
         yield "latent_shape", f"a size below 1 in {manifest.latent_shape}"
+    if manifest.mask_shape is not None and min(manifest.mask_shape) < 1:
+        yield "mask_shape", f"a size below 1 in {manifest.mask_shape}"
 
 
 def _steps(manifest: RunManifest) -> Iterator[tuple[str, str]]:

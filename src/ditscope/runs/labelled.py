@@ -77,6 +77,17 @@ def images(pictures: NDArray[np.uint8], layout: Layout) -> xarray.DataArray:
     )
 
 
+def masks(files: RunFiles, layout: Layout, spec: ArraySpec) -> xarray.DataArray:
+    """Masks of the objects (sample, y, x) float32."""
+    return xarray.DataArray(
+        files.block(spec),
+        dims=(SAMPLE, Y, X),
+        coords=sample_coords(layout, range(len(layout.manifest.labels))),
+        name="masks",
+        attrs=dict(spec.attributes),
+    )
+
+
 class _Steps(BackendArray):
     """An array of the first `num_steps` steps, one read per step asked for."""
 

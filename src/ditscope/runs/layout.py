@@ -5,6 +5,7 @@
     data.zarr/          a Zarr v3 group
       latents           (step, sample, channel, y, x): the exact input of each evaluation
       final             (sample, channel, y, x): what the codec turned into the images
+      masks             (sample, y, x): share of each pixel that the object covers, if that is known
       stats/<name>      (step, branch, sample, layer, head), NaN where a branch was not evaluated
       tokens/<name>     (step, branch, sample, layer, head, token), of metrics kept per token
       qk/{q,k}          (step, branch, sample, layer, head, query | key, head_width)
@@ -72,6 +73,7 @@ class Layout:
     branches: tuple[Branch, ...]  # the branch axis: all that are evaluated at some step
     latents: ArraySpec
     final: ArraySpec
+    masks: ArraySpec | None
     stats: Mapping[str, ArraySpec]  # by name of the metric
     tokens: Mapping[str, ArraySpec]  # likewise
     qk: Mapping[str, ArraySpec]  # q, k, lse and their witness; empty if none are kept
@@ -81,7 +83,12 @@ class Layout:
     def arrays(self) -> tuple[ArraySpec, ...]:
         """All arrays."""
         metrics = (*self.stats.values(), *self.tokens.values(), *self.proof.values())
-        return (self.latents, self.final, *metrics, *self.qk.values())
+        return (*self._pictures, *metrics, *self.qk.values())
+
+    @property
+    def _pictures(self) -> tuple[ArraySpec, ...]:
+        pictures = (self.latents, self.final)
+        return (*pictures, self.masks) if self.masks else pictures
 
     @property
     def group_files(self) -> list[str]:
@@ -110,8 +117,9 @@ class Layout:
 
     @property
     def end_files(self) -> list[str]:
-        """What is written after the last step: final latents and images."""
-        return [*self.final.chunk_files(), *self.image_files]
+        """What is written after the last step: final latents, masks and images."""
+        masks = self.masks.chunk_files() if self.masks else ()
+        return [*self.final.chunk_files(), *masks, *self.image_files]
 
     @property
     def metadata_files(self) -> list[str]:
@@ -155,6 +163,7 @@ def layout_of(manifest: RunManifest) -> Layout:
         branches=branches,
         latents=_array("latents", steps | samples | image, "float32"),
         final=_array("final", samples | image, "float32"),
+        masks=_masks(manifest),
         stats={name: _metric(name, manifest, len(branches)) for name in manifest.statistics},
         tokens={
             name: _metric(name, manifest, len(branches), tokens=True)
@@ -167,6 +176,14 @@ def layout_of(manifest: RunManifest) -> Layout:
     if num_files > MAX_FILES:
         raise BadRun(f"{num_files:,} files in one run", expected=f"at most {MAX_FILES:,}")
     return layout
+
+
+def _masks(manifest: RunManifest) -> ArraySpec | None:
+    if manifest.mask_shape is None:
+        return None
+    axes = {SAMPLE: len(manifest.labels), **dict(zip((Y, X), manifest.mask_shape, strict=True))}
+    about = {"long_name": "share of each pixel that the object covers", "units": "1"}
+    return _array("masks", axes, "float32", about)
 
 
 def _metric(

@@ -146,6 +146,24 @@ class Run:
             raise BadRun("pictures of different sizes", file=self.path)
         return labelled.images(np.stack(pictures), self.layout)
 
+    @cached_property
+    def masks(self) -> xarray.DataArray:
+        """What is object in the pictures of a probe: (sample, y, x) float32, 0 to 1.
+
+        Raises BadRun, or BadRequest where the objects are not known.
+        """
+        from ditscope.runs import labelled
+
+        if self.layout.masks is None:
+            raise BadRequest(
+                "the objects of these pictures are not known",
+                file=self.path,
+                fix="ditscope probe --scenes 8 looks at scenes whose objects are",
+            )
+        if not ended(self.layout):
+            raise BadRun("a partial run has no masks", file=self.path)
+        return labelled.masks(self.files, self.layout, self.layout.masks)
+
     def attention(
         self,
         layer: Any,

@@ -92,6 +92,9 @@ def _checks(
     if ended:
         for name in layout.final.chunk_files():
             yield partial(_finite, files, layout.final, name)
+        if layout.masks:
+            for name in layout.masks.chunk_files():
+                yield partial(_shares, files, layout.masks, name)
         sizes: set[tuple[int, ...]] = set()
         for name in layout.image_files:
             yield partial(_one_size, files, name, sizes)
@@ -127,6 +130,12 @@ def _finite(files: RunFiles, spec: ArraySpec, name: str) -> Iterator[str]:
     files.expect_kept(name)
     if not np.isfinite(files.chunk(spec, name)).all():
         yield f"{files.root / name}: NaN or Inf in {spec.name}"
+
+
+def _shares(files: RunFiles, spec: ArraySpec, name: str) -> Iterator[str]:
+    block = files.chunk(spec, name).astype(np.float32, copy=False)
+    if not ((block >= 0) & (block <= 1)).all():
+        yield f"{files.root / name}: a share outside 0 to 1"
 
 
 def _in_bounds(

@@ -213,6 +213,16 @@ class RunWriter:
         _expect_finite(latents, "the final latents")
         self._put_block(self._layout.final, latents)
 
+    def write_masks(self, masks: NDArray[np.float32]) -> None:
+        """Write the share of each pixel that the object covers: (sample, y, x) float32, 0 to 1.
+
+        Raises:
+            BadRequest: the manifest has no masks, or the shape or type is wrong.
+        """
+        if self._layout.masks is None:
+            raise BadRequest("this run has no masks", field="mask_shape")
+        self._put_block(self._layout.masks, masks)
+
     def write_image(self, sample: int, pixels: NDArray[np.uint8]) -> None:
         """Write one picture, (y, x, 3) uint8. Raises BadRequest for anything else."""
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:

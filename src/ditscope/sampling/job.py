@@ -142,9 +142,7 @@ def make_job(pipe: Pipeline, labels: Sequence[str | int], settings: dict[str, ob
             range; a metric that can have no value in this sampling, or that a sample of queries
             cannot tell; an edit or a `Keep` of a layer, head or step that does not exist.
     """
-    chosen = _settings(settings)
-    if chosen.only.queries is not None and "metrics" not in settings:
-        chosen = chosen.model_copy(update={"metrics": sampled_defaults()})
+    chosen = parsed(settings)
     labels = labels if isinstance(labels, str) else list(labels)
     if isinstance(labels, str) or not labels:
         raise BadRequest(
@@ -158,15 +156,28 @@ def make_job(pipe: Pipeline, labels: Sequence[str | int], settings: dict[str, ob
         pipe.process, name, steps, eta=chosen.eta, clip_denoised=chosen.clip_denoised
     )
     _check_guidance(pipe, chosen, scale)
-    _check_known("qk_steps", chosen.qk_steps, range(len(plan.evaluations)))
-    job = Job(pipe, chosen, classes, plan, scale)
+    return checked(Job(pipe, chosen, classes, plan, scale))
+
+
+def checked(job: Job) -> Job:
+    """A job whose recording and edits fit the network and the evaluations. Raises BadRequest."""
+    evaluations, settings = range(len(job.plan.evaluations)), job.settings
+    _check_known("qk_steps", settings.qk_steps, evaluations)
     _check_metrics(job)
-    for edit in chosen.edits:
-        edit.check(job.sites, len(plan.evaluations))
+    for edit in settings.edits:
+        edit.check(job.sites, len(evaluations))
     return job
 
 
-def _settings(given: dict[str, object]) -> Settings:
+def parsed(given: dict[str, object]) -> Settings:
+    """Settings from what a user gave. Raises BadRequest."""
+    chosen = _parsed(given)
+    if chosen.only.queries is not None and "metrics" not in given:
+        chosen = chosen.model_copy(update={"metrics": sampled_defaults()})
+    return chosen
+
+
+def _parsed(given: dict[str, object]) -> Settings:
     unknown = sorted(given.keys() - Settings.model_fields.keys())
     if unknown:
         near = difflib.get_close_matches(unknown[0], Settings.model_fields, n=1)

@@ -142,10 +142,14 @@ class Recorder:
         arrays = (*stats.values(), *tokens.values(), *proof.values())
         self._background.submit(latent.nbytes + sum(each.nbytes for each in arrays), write)
 
-    def finish(self, final: Tensor, images: NDArray[np.uint8]) -> None:
-        """Write the end of the sampling and seal the run."""
+    def finish(
+        self, final: Tensor, images: NDArray[np.uint8], masks: NDArray[np.float32] | None = None
+    ) -> None:
+        """Write the end of the sampling and seal the run; `masks` (S, height, width) of a probe."""
         self._background.wait()
         self._writer.write_final(final.numpy())
+        if masks is not None:
+            self._writer.write_masks(masks)
         for index, pixels in enumerate(images):
             self._writer.write_image(index, pixels)
         self._writer.complete()
@@ -211,7 +215,7 @@ def manifest_of(job: Job) -> RunManifest:
             device=str(pipe.device),
             parameters=sum(parameter.numel() for parameter in pipe.model.parameters()),
         ),
-        labels=tuple(LabelRecord(index=y, name=pipe.labels[y]) for y in job.classes),
+        labels=tuple(_label(job, y) for y in job.classes),
         seed=settings.seed,
         sample_seeds=job.sample_seeds,
         batches=job.batches,
@@ -236,6 +240,11 @@ def manifest_of(job: Job) -> RunManifest:
         scales=tuple(site.head_width**-0.5 for site in sites),
         edits=specs_of(settings.edits),
     )
+
+
+def _label(job: Job, y: int) -> LabelRecord:
+    known = y < len(job.pipe.labels)  # a probe may tell the network nothing
+    return LabelRecord(index=y, name=job.pipe.labels[y] if known else "no class")
 
 
 def _step_record(job: Job, each: Evaluation) -> StepRecord:
