@@ -228,5 +228,7 @@ def test_the_command(flow_folder: Path, tmp_path: Path) -> None:
     ):
         refused = ditscope(*wrong, "--model", flow_folder, "--out", tmp_path / "no", "--json")
         assert refused.returncode == code and "Traceback" not in refused.stderr
-        assert json.loads(refused.stderr) and words in refused.stderr
+        told = json.loads(refused.stderr)
+        where = told["field"] or Path(told["file"] or "").name
+        assert words in f"{where}: {told['problem']}"
     assert not (tmp_path / "no").exists()
