@@ -108,14 +108,13 @@ def test_gradients_are_the_same_bit_for_bit():
             assert first is second is None or torch.equal(first, second)
 
 
-@pytest.mark.parametrize("backend", ["eager", "inductor"])
-def test_one_graph_serves_every_draw(backend):
+def test_one_graph_serves_every_draw():
     """The drawn queries are tensors: with numbers in it a graph would be made anew each step."""
     torch.compiler.reset()
     model, inputs = tiny_dit(depth=1)
     with torch.no_grad():
         sites = census(model, *inputs)
-        compiled = torch.compile(model, backend=backend, fullgraph=True)
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
         plain = compiled(*inputs)
         for step in range(12):  # more than the compiler would make anew
             moment = Moment(step=step)
