@@ -1,8 +1,9 @@
 """What seeing attention costs: time, memory and disk beside plain sampling, and beside a peer.
 
-Ways: plain; statistics of every head, written to disk; these with Q and K of every fifth step;
+Ways: plain; statistics of every head, written to disk; those that 16 queries of each head tell, with
+their standard errors; the statistics with Q and K of every fifth step;
 softmax maps made by hand and kept in memory, as most scripts do; and attention-map-diffusers, which
-keeps q and k and makes the maps of all heads and steps at the end. The first four sample with our
+keeps q and k and makes the maps of all heads and steps at the end. All but the last sample with our
 DiT, the peer with diffusers' of the same size, against its own plain loop. Times are taken in turn
 in one process; peaks of memory in a fresh process each.
 """
@@ -28,15 +29,17 @@ from torch.overrides import TorchFunctionMode
 
 from benchmarks.paired import paired
 from benchmarks.recording import peak_of, pipeline
+from ditscope.core.keep import Keep
 from ditscope.model.diffusers_format import export_diffusers, load_in_diffusers
 from ditscope.model.weights import ModelWeights
 from ditscope.sampling.draw import sample
 
-WAYS = ("plain", "statistics", "qk", "maps", "peer")
+WAYS = ("plain", "statistics", "sampled", "qk", "maps", "peer")
 WORDS = {
     "plain": "sampling",
     "statistics": "statistics of every head, to disk",
-    "qk": "these, and Q and K of every 5th step",
+    "sampled": "sampled queries, 16 of each head, to disk",
+    "qk": "statistics, and Q and K of every 5th step",
     "maps": "softmax maps kept in memory",
     "peer plain": "diffusers' DiT, plain",
     "peer": "attention-map-diffusers, all heads and steps",
@@ -44,6 +47,7 @@ WORDS = {
 PEER = "attention-map-diffusers==1.0.0"
 PEER_FOLDER = Path(__file__).parents[1] / "build" / "peer"
 QK_EVERY = 5
+SAMPLED_QUERIES = 16
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def _measure(case: Case, ways: list[str], folder: Path, arguments: argparse.Name
             {WORDS[w]: _run(case, w, theirs, folder) for w in both}, arguments.pairs
         ):
             print(f"    {ratio.line()}")
-    for way in ("statistics", "qk"):
+    for way in ("statistics", "sampled", "qk"):
         if way in ways:
             print(f"    on disk, {WORDS[way]}: {_bytes(folder / way):,} bytes")
     if not arguments.no_memory:
@@ -148,6 +152,8 @@ def _run(case: Case, way: str, network: Any, folder: Path) -> Callable[[], objec
         return lambda: _with_peer(network, case)
     kept = tuple(range(0, case.steps, QK_EVERY)) if way == "qk" else ()
     settings |= {"record": folder / way, "overwrite": True, "qk_steps": kept}
+    if way == "sampled":
+        settings["only"] = Keep(queries=SAMPLED_QUERIES)
     return lambda: sample(network, [1], **settings)
 
 

@@ -53,6 +53,30 @@ def test_same_seed_same_bits_with_and_without_attention(sample):
     assert not np.array_equal(plain.final, open_run("other").final)
 
 
+def test_a_selection_is_recorded_and_shown(sample, cli):
+    common = ("--class", "bee", "--steps", "3", "--seed", "5")
+    assert sample(*common, "--out", "plain").code == 0
+    chosen = ("--record-layers", "0,blocks.2*", "--record-heads", "1", "--record-steps", "1-2")
+    assert sample(*common, *chosen, "--record-queries", "8", "--out", "part").code == 0
+    plain, part = open_run("plain"), open_run("part")
+    assert np.array_equal(plain.final, part.final)
+    assert part.manifest.only.layers == (0, "blocks.2*")
+    assert part.stats["entropy_error"].notnull().sum() == 2 * 2 * 2  # steps, branches, layers
+    said = cli("info", "part").out
+    assert "layers 0, blocks.2*; heads 1; steps 1-2; 8 queries of each head" in said
+    assert cli("info", "part", "--verify").code == 0
+    for option, text, message in (
+        ("--record-layers", "9", "no layer 9"),
+        ("--record-layers", "2-", "--record-layers"),
+        ("--record-heads", "blocks", "--record-heads"),
+        ("--record-steps", "-1", "--record-steps"),
+        ("--record-branches", "both", "--record-branches"),
+        ("--record-queries", "7", "--record-queries: should be even"),
+    ):
+        code, _, err = sample(*common, option, text, "--out", "none")
+        assert code == 2 and message in err, (option, text, err)
+
+
 def test_edits_are_recorded_and_shown(sample, cli):
     common = ("--class", "bee", "--steps", "3", "--seed", "5")
     assert sample(*common, "--out", "plain").code == 0

@@ -230,12 +230,13 @@ class Capture:
             self._differing.append(f"{site.name}: {_shape(attention)} instead of {_shape_of(site)}")
             return
         self._rows.append(len(attention.q))
+        # Below, by `site.index`: what is filed under `index` Dynamo files under the next one.
         part, lse = self._parts[index], None
         if self._plan.names and part.measured:
-            self._found[index], lse = self._measured(attention, output, site)
+            self._found[site.index], lse = self._measured(attention, output, site)
         if self._plan.steps and part.copied:
             kept = part.of_heads(attention)
-            self._moment.seen[index] = taken(kept, range(len(kept.q)))
+            self._moment.seen[site.index] = taken(kept, range(len(kept.q)))
         if self._on_attention:
             v, output = values_and_output(call, output)
             self._on_attention(Seen(site, attention, lse, v, output))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from ditscope.attention.metrics.registry import COLUMNS, IMAGE, NEEDS, find
+from ditscope.attention.metrics.sampling import sampled_defaults
 from ditscope.attention.metrics.scope import Scope
 from ditscope.core.sites import Site
 from ditscope.core.statistics import DEFAULT_METRICS
@@ -20,7 +21,7 @@ def refuse_undefined(names: Sequence[str], sites: Sequence[Site]) -> None:
     Raises:
         BadRequest: names them, and says what is missing.
     """
-    if tuple(names) == DEFAULT_METRICS:
+    if tuple(names) in (DEFAULT_METRICS, sampled_defaults()):
         return
     idle = [name for name in names if not any(_has_value(name, site) for site in sites)]
     if not idle:
