@@ -157,8 +157,7 @@ def patch_maps(
     """Maps of one layer over its patches alone, rows sum to 1: (head, query, patch)."""
     grid = run.manifest.sites[layer].grid
     assert grid is not None
-    tokens = (queries + grid.start).tolist()
-    maps = run.maps(layer, step, tokens, sample, branch)
+    maps = run.maps(layer, step, queries + grid.start, sample, branch)
     maps = maps[:, :, grid.start : grid.start + grid.count]
     total = maps.sum(-1, keepdims=True)
     return numpy.divide(maps, total, out=numpy.full_like(maps, 1 / grid.count), where=total > 0)

@@ -199,7 +199,7 @@ def selective_head(
         raise BadRequest(
             f"this run recorded no {listed(missing)}, by which a head would be chosen",
             field="head",
-            fix=HEAD_FIX,
+            fix=f"{HEAD_FIX} Or record them: ditscope sample --attention-debug",
         )
     found: list[tuple[bool, float, int, int]] = []
     for index in some_patch_layers(run) if layer is None else [layer]:

@@ -202,7 +202,8 @@ def _first_finding(run: Run, rule: str | None = None, layer: int | None = None) 
     raise BadRequest(
         "nothing was found that could be drawn",
         field="rule" if rule else "run",
-        fix=". ".join(found.skipped.values()) or "`ditscope diagnose` says what there is",
+        fix=". ".join(dict.fromkeys(found.skipped.values()))
+        or "`ditscope diagnose` says what there is",
     )
 
 
