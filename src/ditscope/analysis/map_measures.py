@@ -185,7 +185,7 @@ def measures(
     place = down * (2 * grid.width - 1) + right
     totals, seen = _by_displacement(maps, place, grid)
     offset, mean = _favourite(totals, seen, len(queries))
-    expected = mean.reshape(len(maps), -1)[:, place]
+    expected = mean.reshape(len(maps), -1).take(place, axis=1)
     expected /= numpy.maximum(expected.sum(-1, keepdims=True), 1e-12)
     return {
         **_shares(totals, grid),
