@@ -61,10 +61,24 @@ def statistics(weights, grid=GRID):
     }
 
 
+def late(step):
+    """Guidance that starts at step 1: step 0 has no `uncond` branch."""
+    return toy.BOTH if step else toy.COND
+
+
 def manifest_of(
-    *, grid=GRID, layers=3, heads=3, steps=4, samples=2, qk_steps=None, codec="rgb", kept=True
+    *,
+    grid=GRID,
+    layers=3,
+    heads=3,
+    steps=4,
+    samples=2,
+    qk_steps=None,
+    codec="rgb",
+    kept=True,
+    **others,
 ):
-    """The manifest of such a run. Guidance starts at step 1: step 0 has no `uncond` branch."""
+    """The manifest of such a run; `others` as in `toy.manifest_of`."""
     qk_steps = tuple(range(steps)) if qk_steps is None else qk_steps
     manifest = toy.manifest_of(
         steps=steps,
@@ -73,11 +87,11 @@ def manifest_of(
         heads=heads,
         grid=grid,
         width=grid[0] * grid[1],
-        branches=lambda step: toy.BOTH if step else toy.COND,
         latent_shape=(3 if codec == "rgb" else 4, grid[0] * PATCH, grid[1] * PATCH),
         statistics=("entropy", "rms_distance", "received_max") if kept else (),
         qk_steps=qk_steps,
         scales=(1.0,) * layers,
+        **{"branches": late, **others},
     )
     model = manifest.model.model_copy(update={"codec": {"kind": codec}})
     return manifest.model_copy(update={"model": model})

@@ -5,10 +5,13 @@ import pytest
 import xarray
 
 from ditscope.analysis import map_measures as module
+from ditscope.analysis.claims import usual_claims
+from ditscope.analysis.head_kinds import head_kinds
 from ditscope.analysis.map_measures import map_measures, measures
 from ditscope.analysis.pictures import object_mask
 from ditscope.core.sites import TokenGrid
 from ditscope.errors import BadRequest
+from ditscope.runs.reader import open_run
 from tests.analysis import heads
 from tests.analysis.constructed import with_maps
 from tests.analysis.recorded import picture
@@ -182,3 +185,22 @@ def test_without_stored_maps_it_says_what_to_record(tmp_path):
     run = with_maps(tmp_path / "run", lambda *place: heads.row(GRID)[None], qk_steps=())
     with pytest.raises(BadRequest, match="--qk-steps 5"):
         map_measures(run)
+
+
+def test_the_maps_of_a_run_are_measured_once(tmp_path, monkeypatch):
+    weights = np.stack([heads.local((6, 8)), heads.far((6, 8), 1)])
+    run = with_maps(tmp_path / "run", lambda *place: weights, grid=(6, 8), steps=3)
+    first = map_measures(run)
+    kinds, claims = head_kinds(run), usual_claims(run)
+
+    def read_again(*_place):
+        raise AssertionError("the maps were read again")
+
+    monkeypatch.setattr(module, "patch_maps", read_again)
+    assert head_kinds(run).identical(kinds) and usual_claims(run).identical(claims)
+    again = map_measures(run)
+    assert again.identical(first)
+    again["near"][:] = 0  # a caller's copy is the caller's
+    assert map_measures(run).identical(first)
+    monkeypatch.undo()
+    assert map_measures(open_run(run.path)).identical(first)  # another look, the same bits

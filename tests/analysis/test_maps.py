@@ -96,6 +96,14 @@ def test_steps_run_from_noise_to_picture(tmp_path):
     assert [place.step for place in maps_by_step(run, [7, 1], head=1).places] == [1, 7]
 
 
+def test_steps_that_are_named_show_the_head_of_the_default_step(run):
+    usual = map_at(run)
+    places = maps_by_step(run, [0, 1, 2, 3]).places
+    assert {(p.layer, p.head, p.query) for p in places} == {
+        (p.layer, p.head, p.query) for p in usual.places
+    }
+
+
 def test_steps_are_those_that_need_no_model_if_there_are_five(tmp_path):
     run = record(tmp_path / "run", layers=1, steps=8, samples=1, qk_steps=(1, 2, 4, 5, 7))
     assert [place.step for place in maps_by_step(run).places] == [1, 2, 4, 5, 7]

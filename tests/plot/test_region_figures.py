@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import ditscope.plot as plot
+import ditscope.plot.parts_panel as parts_panel
 from ditscope.analysis.continuity import continuity_along, continuity_between
 from ditscope.analysis.map_difference import map_difference
 from ditscope.analysis.maps import usual_layers
@@ -13,6 +14,7 @@ from ditscope.analysis.received import received_maps
 from ditscope.analysis.rollout import rollout
 from ditscope.analysis.symmetry import symmetry
 from ditscope.errors import BadRequest
+from ditscope.plot.marks import percent
 from tests.analysis.recorded import OBJECT, record
 from tests.plot import drawn
 
@@ -57,6 +59,27 @@ def test_parts_are_those_that_were_found(run):
     inside = found[0]["object"].values
     assert inside[OBJECT].all() and inside.sum() == 9
     assert f"object: {100 * inside.mean():.0f} %" in words and "2 parts" in words
+
+
+def test_the_background_has_one_colour_in_all_pictures(run, monkeypatch):
+    found = [find_parts(run, sample) for sample in range(2)]
+    turned = found[1].assign(part=1 - found[1]["part"])  # as if its object were the larger part
+    answers = iter([found[0], turned])
+    monkeypatch.setattr(parts_panel, "find_parts", lambda *_run, **_options: next(answers))
+    colours = [array for array in drawn.images(plot.parts(run)) if array.ndim == 3]
+    assert len(colours) == 2
+    np.testing.assert_array_equal(*colours)
+
+
+def test_pictures_that_are_left_out_are_counted(tmp_path):
+    run = record(tmp_path / "run", steps=1, samples=7, layers=1, heads=2)
+    assert "6 of 7 pictures" in drawn.words(plot.parts(run))
+
+
+def test_a_dark_matrix_says_how_little(run):
+    shown = drawn.images(figure := plot.matrix(run, layer=2, head=0, step=3))[0]
+    words = f"half of all cells are above {percent(float(np.median(shown)))}"
+    assert words in drawn.words(figure).replace("\n", " ")
 
 
 def test_received_attention_is_in_even_shares(run):

@@ -66,7 +66,7 @@ def against_others(
     others = sorted({name for name in names if name != called})
     if len(others) < LEAST_OTHERS:
         raise BadRequest(
-            f"{len(others)} other classes ({listed(others)}) are no distribution",
+            f"{len(others)} other classes ({listed(others) or 'none'}) are no distribution",
             field="reference",
             expected=f"a run with at least {LEAST_OTHERS} classes besides {called!r}",
             fix="Record one: ditscope sample --attention-debug --num-samples 8",

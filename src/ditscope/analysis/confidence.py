@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy
 import xarray
 from numpy.typing import NDArray
+from scipy.special import ndtri, stdtrit
 
 LEVEL = 0.95
 DRAWS = 2000
@@ -22,7 +23,8 @@ def interval(values: xarray.DataArray, over: str = "sample") -> xarray.Dataset:
     """Mean over an axis, with the 95 % interval that resampling that axis gives.
 
     Percentile bootstrap (Efron 1979) of the mean; deviations from it are widened by
-    sqrt(n / (n - 1)), without which the interval of few samples is too narrow (Hesterberg 2015,
+    sqrt(n / (n - 1)) and by Student's t over the normal deviate, without which the interval of few
+    samples is too narrow: of four normal ones it holds the truth 84 times of 100 (Hesterberg 2015,
     doi:10.1080/00031305.2015.1089789). With one sample there is no interval: NaN.
 
     Returns:
@@ -48,8 +50,8 @@ def bounds(data: NDArray[numpy.float64]) -> tuple[NDArray[numpy.float64], ...]:
     if count < 2:
         return numpy.full(shape, numpy.nan), numpy.full(shape, numpy.nan)
     weights = resampled_weights(count, seed=0)
-    ends = [percentiles(weights @ block, block.mean(0), count) for block in _blocks(data)]
-    low, high = (numpy.concatenate(side).reshape(shape) for side in zip(*ends, strict=True))
+    found = [percentiles(weights @ block, block.mean(0), count) for block in _blocks(data)]
+    low, high = (numpy.concatenate(side).reshape(shape) for side in zip(*found, strict=True))
     return low, high
 
 
@@ -63,8 +65,21 @@ def percentiles(
     means: NDArray[numpy.float64], centre: NDArray[numpy.float64], count: int
 ) -> NDArray[numpy.float64]:
     """Low and high end (2, column) of resampled means (draw, column), widened around `centre`."""
+    return ends(widened(means, centre, count), centre, student(numpy.array(count - 1.0)))
+
+
+def ends(
+    means: NDArray[numpy.float64], centre: NDArray[numpy.float64], factor: NDArray[numpy.float64]
+) -> NDArray[numpy.float64]:
+    """Low and high end (2, column) of draws, `factor` times as far from `centre`."""
     tail = (1 - LEVEL) / 2
-    return numpy.quantile(widened(means, centre, count), [tail, 1 - tail], axis=0)
+    return centre + (numpy.quantile(means, [tail, 1 - tail], axis=0) - centre) * factor
+
+
+def student(freedom: NDArray[numpy.float64]) -> NDArray[numpy.float64]:
+    """How much wider Student's t makes an interval than the normal distribution does."""
+    share = (1 + LEVEL) / 2
+    return stdtrit(freedom, share) / ndtri(share)
 
 
 def widened(

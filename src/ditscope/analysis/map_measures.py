@@ -22,7 +22,8 @@ total variation distance.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from weakref import WeakKeyDictionary
 
 import numpy
 import xarray
@@ -60,18 +61,32 @@ AXES = ("step", "branch", "sample", "layer", "head")
 
 Array = NDArray[numpy.floating]
 
+_measured: WeakKeyDictionary[Run, dict[tuple[int, ...], xarray.Dataset]] = WeakKeyDictionary()
+"""What was measured of each open run, by `MAX_QUERIES` and layers: kinds of heads, claims and who
+else asks for measures share it. A few megabytes of a large model; gone with the run."""
+
 
 def map_measures(run: Run, *, layers: Iterable[int] | None = None) -> xarray.Dataset:
     """The measures above for every stored map: (step, branch, sample, layer, head) float32.
 
     `step` holds the steps whose Q and K are stored. NaN where there is nothing to measure: a layer
     without a patch grid, no earlier stored step, one branch only, or no object.
+    Maps are measured once for as long as `run` is open; the next call returns a copy.
 
     Raises:
         BadRequest: the run stored no Q and K, or has no such layer.
         BadRun: what is stored is damaged.
     """
     chosen = range(len(run.manifest.sites)) if layers is None else chosen_layers(run, layers)
+    known = _measured.setdefault(run, {})
+    place = (MAX_QUERIES, *chosen)
+    if place not in known:
+        known[place] = _measure(run, chosen)
+    return known[place].copy(deep=True)
+
+
+def _measure(run: Run, chosen: Sequence[int]) -> xarray.Dataset:
+    """`map_measures` of these layers, from the stored maps."""
     steps = map_steps(run)
     heads = max(site.heads for site in run.manifest.sites)
     branches: list[Branch] = [
@@ -142,8 +157,7 @@ def patch_maps(
     """Maps of one layer over its patches alone, rows sum to 1: (head, query, patch)."""
     grid = run.manifest.sites[layer].grid
     assert grid is not None
-    tokens = (queries + grid.start).tolist()
-    maps = run.maps(layer, step, tokens, sample, branch)
+    maps = run.maps(layer, step, queries + grid.start, sample, branch)
     maps = maps[:, :, grid.start : grid.start + grid.count]
     total = maps.sum(-1, keepdims=True)
     return numpy.divide(maps, total, out=numpy.full_like(maps, 1 / grid.count), where=total > 0)
@@ -171,7 +185,7 @@ def measures(
     place = down * (2 * grid.width - 1) + right
     totals, seen = _by_displacement(maps, place, grid)
     offset, mean = _favourite(totals, seen, len(queries))
-    expected = mean.reshape(len(maps), -1)[:, place]
+    expected = mean.reshape(len(maps), -1).take(place, axis=1)
     expected /= numpy.maximum(expected.sum(-1, keepdims=True), 1e-12)
     return {
         **_shares(totals, grid),

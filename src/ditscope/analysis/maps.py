@@ -14,6 +14,7 @@ from ditscope.analysis.place import (
     Place,
     Where,
     checked_layer,
+    default_step,
     grid_of,
     locate,
     some_patch_layers,
@@ -90,7 +91,8 @@ def maps_by_step(
 ) -> AttentionPanels:
     """The same row at several steps, noisiest first: `steps`, or those of `usual_steps`.
 
-    Layer, head and patch, if left open, are chosen at the default step (see `locate`).
+    Layer, head and patch, if left open, are chosen at the default step (see `locate`), or at
+    the last one if that is none of them.
     """
     if where.pop("step", None) is not None:
         raise BadRequest("these maps differ in their step", field="step", expected="steps=[...]")
@@ -99,7 +101,8 @@ def maps_by_step(
         steps = usual_steps(run, first.branch)
     else:
         steps = sorted(step_record(run, step).index for step in _several("steps", steps))
-        first = locate(run, **{**where, "step": steps[-1]})
+        usual = default_step(run, where.get("branch") or "cond")
+        first = locate(run, **{**where, "step": usual if usual in steps else steps[-1]})
     found = Where(
         layer=first.layer,
         head=first.head,

@@ -103,7 +103,7 @@ def _scaled(data: Array) -> tuple[Array, float]:
 
     The noise is the squared error that lines through the truth would leave. It is estimated from
     how the samples move against their mean from step to step, and taken two standard errors of
-    that estimate higher: 0 for one sample.
+    that estimate higher: 0 for one sample or one step.
     """
     mean = data.mean(1)
     spread = mean.std(0)
@@ -112,7 +112,7 @@ def _scaled(data: Array) -> tuple[Array, float]:
     mean, spread = mean[:, changes], spread[changes]
     scaled = (mean - mean.mean(0)) / spread
     samples = data.shape[1]
-    if samples < 2:
+    if samples < 2 or len(mean) < 2:
         return scaled, 0.0
     apart = data[:, :, changes] - mean[:, None]
     moves = numpy.diff(apart, axis=0)

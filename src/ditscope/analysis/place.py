@@ -203,7 +203,7 @@ def selective_head(
         raise BadRequest(
             f"this run recorded no {listed(missing)}, by which a head would be chosen",
             field="head",
-            fix=HEAD_FIX,
+            fix=f"{HEAD_FIX} Or record them: ditscope sample --attention-debug",
         )
     refuse_unmeasured(run, steps=[step], layers=[] if layer is None else [layer], branch=branch)
     found: list[tuple[bool, float, int, int]] = []

@@ -25,6 +25,7 @@ EVEN_METRICS = ("entropy", "rms_distance", "received_max")
 """Statistics with a known value for even attention, see `even_value`."""
 RECORD_STATISTICS = "Record them: ditscope sample --attention-debug"
 RECORD_MAPS = "Record them: ditscope sample --attention-debug --qk-steps 5"
+RECORD_STEPS = "Record more: ditscope sample --attention-debug --steps 20"
 RECORD_BRANCHES = "Record it: ditscope sample --attention-debug --cfg-scale 4"
 
 

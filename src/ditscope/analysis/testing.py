@@ -8,7 +8,7 @@ from math import comb
 import numpy
 from numpy.typing import NDArray
 
-from ditscope.analysis.confidence import LEVEL, resampled_weights, widened
+from ditscope.analysis.confidence import ends, resampled_weights, student, widened
 
 MAX_ARRANGEMENTS = 4000
 """Rearrangements of samples that are all tried; of more, this many are drawn."""
@@ -42,15 +42,20 @@ def paired_g(differences: Array) -> Array:
 def difference_bounds(a: Array, b: Array) -> tuple[Array, Array]:
     """95 % bootstrap interval of mean(b) - mean(a); the groups are resampled apart.
 
-    As `confidence.interval`. NaN if either group has one sample.
+    As `confidence.interval`, with the degrees of freedom of Welch (1947,
+    doi:10.1093/biomet/34.1-2.28) for Student's t. NaN if either group has one sample.
     """
     if min(len(a), len(b)) < 2:
         nothing = numpy.full(a.shape[1], numpy.nan)
         return nothing, nothing.copy()
     first = widened(resampled_weights(len(a), seed=0) @ a, a.mean(0), len(a))
     second = widened(resampled_weights(len(b), seed=1) @ b, b.mean(0), len(b))
-    tail = (1 - LEVEL) / 2
-    low, high = numpy.quantile(second - first, [tail, 1 - tail], axis=0)
+    parts = [side.var(0, ddof=1) / len(side) for side in (a, b)]
+    most = (parts[0] + parts[1]) ** 2
+    least = parts[0] ** 2 / (len(a) - 1) + parts[1] ** 2 / (len(b) - 1)
+    even = numpy.full(a.shape[1], len(a) + len(b) - 2.0)  # where nothing varies
+    freedom = numpy.divide(most, least, out=even, where=least > 0)
+    low, high = ends(second - first, b.mean(0) - a.mean(0), student(freedom))
     return low, high
 
 

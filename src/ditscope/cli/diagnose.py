@@ -48,7 +48,8 @@ def lines(found: Diagnosis) -> list[str]:
     shown = [line for finding in found.findings for line in told(finding)]
     count = len(found.findings)
     verdict = "nothing was found" if found.healthy else f"{count} finding{'s' * (count > 1)}"
-    shown.append(f"{verdict}; {len(found.checked)} rules checked: {', '.join(found.checked)}")
+    asked = f"{len(found.checked)} rule{'s' * (len(found.checked) != 1)}"
+    shown.append(f"{verdict}; {asked} checked: {', '.join(found.checked)}")
     shown.append(f"calibration: {found.calibration}")
     reasons: dict[str, list[str]] = {}
     for name, why in found.skipped.items():

@@ -153,6 +153,7 @@ def drawn(kind: Kind, run: Run, title: str | None, chosen: dict[str, Any]) -> Fi
 def _compared(kind: Kind, run: Run, title: str | None, chosen: dict[str, Any]) -> Figure:
     from ditscope import plot as figures
     from ditscope.errors import BadRequest
+    from ditscope.plot.theme import printable
     from ditscope.runs.reader import open_run
 
     other = chosen.pop("other", None)
@@ -162,8 +163,12 @@ def _compared(kind: Kind, run: Run, title: str | None, chosen: dict[str, Any]) -
             field="other",
             expected="--other RUN, or --class-a and --class-b",
         )
-    names = chosen.get("class_a") or "A", chosen.get("class_b") or "B"
     second = open_run(other) if other else run
+    names = (
+        chosen.get("class_a") or printable(run.path.resolve().name),
+        chosen.get("class_b") or printable(second.path.resolve().name),
+    )
+    names = names if names[0] != names[1] else ("A", "B")
     if kind is Kind.map_differences:
         from ditscope.analysis.map_difference import map_difference
 
@@ -202,7 +207,8 @@ def _first_finding(run: Run, rule: str | None = None, layer: int | None = None) 
     raise BadRequest(
         "nothing was found that could be drawn",
         field="rule" if rule else "run",
-        fix=". ".join(found.skipped.values()) or "`ditscope diagnose` says what there is",
+        fix=". ".join(dict.fromkeys(found.skipped.values()))
+        or "`ditscope diagnose` says what there is",
     )
 
 

@@ -9,7 +9,14 @@ import numpy
 from ditscope.analysis.map_measures import patch_maps
 from ditscope.analysis.maps import map_at
 from ditscope.analysis.place import Where, grid_of
-from ditscope.plot.marks import colour_bar, draw_map, draw_picture, outline_patch, scale_of
+from ditscope.plot.marks import (
+    colour_bar,
+    draw_map,
+    draw_picture,
+    outline_patch,
+    percent,
+    scale_of,
+)
 from ditscope.plot.sheet import BAR, BAR_ROOM, MARGIN, TITLE_ROOM, fitted, sheet
 from ditscope.plot.theme import CHOSEN, EDGE, NOTE, Plot, themed
 from ditscope.plot.words import closing_notes, panel_words
@@ -50,6 +57,8 @@ def matrix(run: Run, *, title: str | None = None, **where: Unpack[Where]) -> Plo
             "Diagonal: patches that look at themselves and their neighbours in the row; stripes "
             f"beside it, every {grid.width}: neighbours above and below. An upright line: a patch "
             "that all look at.",
+            f"Dark is little, not nothing: half of all cells are above {_short(values, 50)}, one "
+            f"in a hundred above {_short(values, 99)}, the brightest is {_short(values, 100)}.",
             *([f"{len(shown)} of {grid.count} patches."] if len(shown) < grid.count else []),
             *closing_notes(panels)[:-1],
         ],
@@ -78,3 +87,8 @@ def matrix(run: Run, *, title: str | None = None, **where: Unpack[Where]) -> Plo
     colour_bar(bar, scale, upright=True, even=panels.even_share[0])
     bar.set_ylabel("share of the row's attention (square-root scale)", fontsize=NOTE, labelpad=2)
     return page.figure
+
+
+def _short(values: numpy.ndarray, share: float) -> str:
+    """The value that this share of the cells, in percent, does not exceed."""
+    return percent(float(numpy.percentile(values, share)))

@@ -48,7 +48,7 @@ def depth(
     profile = layer_profile(run, metrics=metrics, layers=layers, step=step, branch=branch)
     count = profile.sizes["metric"]
     when = counted("mean over", len(run.steps), "step") if step is None else step_words(run, step)
-    block = HEIGHT + NOTE_ROOM + 0.1
+    block = HEIGHT + NOTE_ROOM + 0.13
     page = sheet(
         title or "How attention changes with depth",
         sentence(when, "mean over heads"),
@@ -75,7 +75,7 @@ def depth(
         names = [str(n) if n % every == 0 else "" for n in layer.tolist()]
         axes.set_xticks(places, names if last else [""] * len(layer))
         axes.set_xlim(-0.5, len(layer) - 0.5)
-        below = top + HEIGHT + (FOOT if last else 0.03)
+        below = top + HEIGHT + (FOOT if last else 0.06)
         page.text(MARGIN + LEFT, below, trend_words(curve))
     return page.figure
 

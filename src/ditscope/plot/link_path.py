@@ -11,7 +11,7 @@ from matplotlib.colors import Normalize
 from matplotlib.patheffects import withStroke
 
 from ditscope.analysis.pictures import finished_picture
-from ditscope.plot.chart import keep_inner_ticks, open_axes
+from ditscope.plot.chart import MAX_TICKS, keep_inner_ticks, open_axes
 from ditscope.plot.marks import draw_grid, draw_picture
 from ditscope.plot.patch_overlay import grey
 from ditscope.plot.sheet import BAR, MARGIN, TITLE_ROOM, WIDTH, fitted, sheet
@@ -78,14 +78,17 @@ def continuity(run: Run, found: xarray.Dataset, *, title: str | None = None) -> 
     bar = page.panel(MARGIN + width + 0.16, top, BAR, height)
     page.figure.colorbar(ScalarMappable(norm, STATISTIC_COLOURS), cax=bar)
     bar.tick_params(length=2.5, width=0.8, labelsize=NOTE, colors=MUTED, pad=2)
-    bar.set_ylabel("strength of a link", fontsize=NOTE, labelpad=2)
+    bar.set_ylabel("strength of a link (1: average neighbours)", fontsize=NOTE, labelpad=2)
     left = MARGIN + width + LEFT
     axes = page.panel(left, top, WIDTH - MARGIN - left, HEIGHT, "from its start to its end")
-    open_axes(axes, "strength", "link")
+    open_axes(axes, "strength\n(1: average neighbours)", "link, from the start")
     axes.plot(strength, color=LINE_COLOUR, linewidth=1.6, marker="o", markersize=3.2)
     axes.axhline(1, color=EDGE, linewidth=0.8, linestyle=(0, (4, 3)))
     _mark(axes, weakest, float(strength[weakest]))
     axes.set_ylim(0, max(float(strength.max()) * 1.1, 1.2))
+    every = -(-len(strength) // MAX_TICKS)
+    numbers = list(range(0, len(strength), every))
+    axes.set_xticks(numbers, [str(number + 1) for number in numbers])
     keep_inner_ticks(axes)
     return page.figure
 

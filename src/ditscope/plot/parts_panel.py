@@ -65,6 +65,7 @@ def parts(
             counted("maps of", len(found[0].attrs["layers"]), "layer"),
             f"{counted('at', len(found[0].attrs['steps']), 'step')} of little noise",
             "no pixel or label is used",
+            *([f"{len(chosen)} of {len(wanted)} pictures"] if len(wanted) > len(chosen) else []),
         ),
         [
             "Spectral clustering: patches that attend to one another belong together. White line: "
@@ -82,7 +83,7 @@ def parts(
         outline_region(axes, each["object"].values)
         page.text(left, top + height + 0.04, f"object: {_share(each['object'])}")
         axes = page.panel(left, top + row, width, height)
-        _draw_parts(axes, picture, each["part"].values)
+        _draw_parts(axes, picture, each)
         number = int(each["part"].max()) + 1
         page.text(left, top + row + height + 0.04, counted("", number, "part").strip())
         axes = page.panel(left, top + 2 * row, width, height)
@@ -94,13 +95,15 @@ def parts(
     return page.figure
 
 
-def _draw_parts(axes: Axes, picture: numpy.ndarray, part: numpy.ndarray) -> None:
-    """Each part in its colour over the picture in grey."""
+def _draw_parts(axes: Axes, picture: numpy.ndarray, found: xarray.Dataset) -> None:
+    """Each part in its colour over the picture in grey; those of the background come first."""
+    part, inside = found["part"].values, found["object"].values
     draw_picture(axes, grey(picture), part.shape)
     palette = numpy.array([to_rgba(colour, 0.62) for colour in PART_COLOURS])
     height, width = part.shape
+    names = [*numpy.unique(part[~inside]), *numpy.unique(part[inside])]
     axes.imshow(
-        palette[part % len(palette)],
+        palette[numpy.argsort(names)[part] % len(palette)],
         extent=(-0.5, width - 0.5, height - 0.5, -0.5),
         interpolation="nearest",
         aspect="auto",

@@ -104,7 +104,10 @@ def _rows(
     """(head, query, key), and the largest distance of a sum from one."""
     q, lse = operands.float_q(heads, queries), operands.lse[heads, queries, None]
     with np.errstate(all="ignore"):  # damaged numbers show in the sums
-        found = np.exp(operands.scale * (q @ k.swapaxes(-1, -2)) - lse)
+        found = q @ k.swapaxes(-1, -2)
+        found *= operands.scale
+        found -= lse
+        np.exp(found, out=found)
         error = float(np.abs(found.sum(axis=-1, dtype=np.float64) - 1).max())
     if not error <= ROW_SUM_TOLERANCE:
         which = f"query {queries[0]}" if len(queries) == 1 else "a query"

@@ -68,7 +68,10 @@ def declared_size(frame: bytes) -> int | None:
 
 
 def widen(bits: NDArray[np.generic], numbers: str) -> NDArray[np.float32]:
-    """Stored Q or K as float32, exactly; `numbers` is the type it was computed in."""
+    """Stored Q or K as float32, exactly; `numbers` is the type it was computed in.
+
+    Float32 is handed on as it is: not to be written to.
+    """
     if numbers == "bfloat16":
         return (bits.astype(np.uint32) << 16).view(np.float32)
-    return bits.astype(np.float32)
+    return bits.astype(np.float32, copy=False)

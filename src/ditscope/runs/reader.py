@@ -233,7 +233,9 @@ class Run:
                 expected=listed(evaluated),
             )
         sample = index_of(SAMPLE, sample, len(self.manifest.labels))
-        tokens = np.array([index_of(QUERY, token, site.queries) for token in queries], np.intp)
+        tokens = np.asarray(queries)
+        if tokens.dtype.kind not in "iu" or ((tokens < 0) | (tokens >= site.queries)).any():
+            tokens = np.array([index_of(QUERY, token, site.queries) for token in queries], np.intp)
         return maps(self._operands.get(step, branch, sample, site.index), tokens)
 
     def verify(self) -> Verification:

@@ -10,11 +10,13 @@ import importlib
 import numpy as np
 
 from ditscope.core.axes import Branch
-from ditscope.errors import ResourceError
+from ditscope.errors import BadCheckpoint, BadRequest, ResourceError
 from ditscope.runs.attention_rows import Operands
 
 REPLAYER = "ditscope.sampling.replay"
 """Named and not imported: everything here stays below the network (see the layer contract)."""
+
+KEEP = "record them: ditscope sample --attention-debug --qk-steps 5"
 
 
 def replay(run: object, *, step: int, branch: Branch, sample: int, layer: int) -> Operands:
@@ -23,6 +25,7 @@ def replay(run: object, *, step: int, branch: Branch, sample: int, layer: int) -
     `run` is the open `ditscope.runs.reader.Run`; it is only handed on.
 
     Raises:
+        BadCheckpoint, BadRequest: the model is gone, or its weights are not those of the run.
         ResourceError: torch is not installed here.
     """
     try:
@@ -31,8 +34,13 @@ def replay(run: object, *, step: int, branch: Branch, sample: int, layer: int) -
         raise ResourceError(
             f"Q and K of step {step} are not stored, so it must be run again, and {reason.name} "
             "is not installed",
-            fix="open it where torch is installed, or record with Q and K kept for this step",
+            fix=f"open it where torch is installed, or {KEEP}",
         ) from None
-    q, k, lse, scale = module.replay_step(run, step, branch, sample, layer)
+    try:
+        q, k, lse, scale = module.replay_step(run, step, branch, sample, layer)
+    except (BadCheckpoint, BadRequest) as reason:
+        why = f"Q and K of step {step} are not stored, so its network is needed; or {KEEP}"
+        reason.fix = "\n  ".join(filter(None, (reason.fix, why)))
+        raise
     q, k, lse = (np.asarray(values, dtype=np.float32) for values in (q, k, lse))
     return Operands(q, k, lse, float(scale), "replayed")

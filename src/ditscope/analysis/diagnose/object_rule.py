@@ -11,7 +11,7 @@ import xarray
 from ditscope.analysis.diagnose.finding import Threshold
 from ditscope.analysis.diagnose.rule import Array, Rule, Suspect, curve_of, step_range
 from ditscope.analysis.diagnose.seen import Seen
-from ditscope.analysis.recorded import RECORD_MAPS
+from ditscope.analysis.recorded import RECORD_MAPS, RECORD_STEPS
 from ditscope.errors import BadRequest
 
 LATE = 1 / 3
@@ -77,6 +77,10 @@ def late(seen: Seen, values: xarray.DataArray) -> xarray.DataArray:
     Raises BadRequest if there are none.
     """
     first = round(len(seen.run.steps) * (1 - LATE))
+    if first == len(seen.run.steps):
+        raise BadRequest(
+            "one step has no late ones", field="step", fix=f"{RECORD_STEPS} --qk-steps 5"
+        )
     found = stored_within(values, first, len(seen.run.steps))
     known = numpy.isfinite(found.transpose("step", "sample").values).all(0)
     if not known.any():

@@ -10,7 +10,7 @@ from ditscope.analysis.claims import CLAIMS, EARLY, OPPOSITE, usual_claims
 from ditscope.analysis.diagnose.finding import Threshold
 from ditscope.analysis.diagnose.rule import Rule, Suspect
 from ditscope.analysis.diagnose.seen import Seen
-from ditscope.analysis.recorded import METRIC
+from ditscope.analysis.recorded import METRIC, RECORD_STEPS
 from ditscope.errors import BadRequest
 
 LEAST_STEPS = 6
@@ -32,12 +32,13 @@ class Phases(Rule):
     def suspects(self, seen: Seen, threshold: Threshold) -> Iterator[Suspect]:
         """Of the whole run."""
         values = seen.statistics()
-        if values.sizes["step"] < LEAST_STEPS:
+        count = values.sizes["step"]
+        if count < LEAST_STEPS:
             raise BadRequest(
-                f"{values.sizes['step']} steps have no phases",
+                f"{count} step{'s' * (count > 1)} cannot show phases",
                 field="step",
                 expected=f"at least {LEAST_STEPS}",
-                fix="Record more: ditscope sample --attention-debug --steps 20",
+                fix=RECORD_STEPS,
             )
         curves = values.mean(["layer", "head"], skipna=True).transpose("sample", METRIC, "step")
         with numpy.errstate(all="ignore"):
