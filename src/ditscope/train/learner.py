@@ -57,8 +57,11 @@ class Learner:
         *,
         peers: Peers | None = None,
         sharded: bool = False,
+        device: torch.device | str = "cpu",
     ) -> None:
         """Fresh networks, or those of a checkpoint.
+
+        First weights and all random numbers come from the CPU, so they are the same on any device.
 
         Args:
             config: The same in every process.
@@ -66,6 +69,7 @@ class Learner:
             peers: This process and the others that train with it.
             sharded: Spread weights, average and optimiser state over the processes (FSDP2); else
                 each has all of them (DDP).
+            device: Where this process computes.
 
         Raises:
             BadConfig: as `rows_of` or `begin`.
@@ -76,7 +80,8 @@ class Learner:
         self.peers: Peers = peers or Alone()
         self.sharded = sharded and self.peers.size > 1
         self.rows = rows_of(config, self.peers.rank, self.peers.size)
-        self.objective = Objective(config)
+        self.device = torch.device(device)
+        self.objective = Objective(config, self.device)
         self.coarse = config.coarse_steps > 0
         if checkpoint is not None and checkpoint.step > config.coarse_steps:
             self.coarse = False
@@ -94,6 +99,7 @@ class Learner:
         """Take the step of a batch, unless its loss or its gradient is not finite."""
         torch.manual_seed(sample_seed(self.config.seed, batch.step))
         set_rate(self.optimizers, self.config, batch.step)
+        batch = batch.to(self.device)
         noisy = self.objective.draw(batch.x0, batch.y, batch.rows)
         loss = self.peers.sum(self.gradients(noisy))
         trained = [p for p in self.model.parameters() if p.requires_grad]
@@ -119,6 +125,7 @@ class Learner:
     def look(self, batch: Batch, network: nn.Module, rows: int) -> None:
         """A forward of `network` on the first rows of a batch and their own noise."""
         torch.manual_seed(sample_seed(self.config.seed, batch.step))
+        batch = batch.to(self.device)
         noisy = self.objective.draw(batch.x0, batch.y, batch.rows)
         self.objective.losses(network, noisy.rows(0, rows))
 
@@ -127,7 +134,7 @@ class Learner:
 
         The gradients of the whole batch are in the weights that learn then.
         """
-        total = torch.zeros((), dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
         parts = list(self._parts(noisy))
         for number, part in enumerate(parts, start=1):
             share = len(part.x0) / self.config.batch_size
@@ -158,7 +165,7 @@ class Learner:
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Everything to be kept, under the names of `Checkpoint`, whole, as in one process.
 
-        Every process calls this; only the first gets something.
+        Every process calls this; only the first gets something. The tensors are on the CPU.
         """
         parts = {
             "model": self.model.state_dict(),
@@ -180,19 +187,20 @@ class Learner:
             return None
         plain = DiT(network.config).eval()
         plain.load_state_dict(state)
-        return plain
+        return plain.to(self.device)
 
     def _set_networks(self, model: DiT, slow: dict[str, Tensor]) -> None:
-        self.model = model.eval()  # labels are dropped by the objective, nothing else is random
+        self.model = model.to(self.device).eval()  # labels are dropped by the objective, nothing else is random
         self.model.grad_checkpoint = self.config.grad_checkpoint
         self.ema = DiT(model.config).eval().requires_grad_(False)
         self.ema.load_state_dict(slow)
+        self.ema.to(self.device)
         precision = self.config.precision
         if self.sharded:
             from ditscope.train.sharded import ShardedWorker, shard
 
-            shard(self.model, precision)
-            shard(self.ema, "fp32")
+            shard(self.model, precision, self.device.type)
+            shard(self.ema, "fp32", self.device.type)
             self.worker: Worker = ShardedWorker(self.model, precision)
         else:
             kind = ReplicatedWorker if self.peers.size > 1 else Worker
@@ -232,12 +240,12 @@ class Learner:
         return spread_like(tensor, parameter)
 
     def _all_of(self, tensors: dict[str, Tensor], *, first_only: bool = False) -> dict[str, Tensor]:
-        """Whole tensors; what the first process alone needs the others drop one by one."""
+        """Whole tensors on the CPU; what the first process alone needs the others drop one by one."""
         kept: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
             found = self._whole(tensor)
             if self.peers.rank == 0 or not first_only:
-                kept[name] = found
+                kept[name] = found.cpu()
         return kept
 
 

@@ -52,6 +52,10 @@ def _warn(text: str) -> None:
     warnings.warn(text, stacklevel=3)
 
 
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
 class Training:
     """A learner, its folder and the step it is at. `run` goes on until `config.steps`.
 
@@ -65,6 +69,7 @@ class Training:
         peers: Peers | None = None,
         *,
         sharded: bool = False,
+        device: torch.device | str = "cpu",
     ) -> None:
         """Start in `folder`, or go on where its newest whole checkpoint stands.
 
@@ -76,6 +81,7 @@ class Training:
             peers: This process and the others, if there are any. Their number may be another when
                 a training goes on.
             sharded: Spread the weights over the processes (FSDP2) instead of copying them (DDP).
+            device: Where this process computes; it may be another when a training goes on.
 
         Raises:
             ResourceError, BadConfig: as `TrainingFolder`.
@@ -89,7 +95,9 @@ class Training:
         self._claimed = TrainingFolder(folder, config) if self._first else None
         try:
             checkpoint, self.damaged = self._newest()
-            self.learner = Learner(config, checkpoint, peers=self.peers, sharded=sharded)
+            self.learner = Learner(
+                config, checkpoint, peers=self.peers, sharded=sharded, device=device
+            )
         except BaseException:
             self.close()
             raise
@@ -142,7 +150,10 @@ class Training:
             ResourceError: three checkpoints in a row, or the last one, could not be written.
         """
         log = None if self._claimed is None else self._claimed.log
-        journal = Journal(log, self.step, self._losses, self._curves())
+        device = self.learner.device
+        journal = Journal(log, self.step, self._losses, self._curves(), device)
+        if device.type != "cpu":
+            journal.note(self.step, "device", kind=device.type, name=_device_name(device))
         if self.peers.size > 1:
             how = "sharded" if self.learner.sharded else "replicated"
             journal.note(self.step, "processes", number=self.peers.size, weights=how)
