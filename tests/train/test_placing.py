@@ -19,7 +19,7 @@ from tests.train.tiny import same
 
 ROOT = Path(__file__).parents[2]
 ROUNDING = 1e-4
-"""AdamW makes steps of a rate of 3e-3 of gradients that are nothing but rounding (biases of keys)."""
+"""AdamW takes steps of 3e-3 also where a gradient is nothing but rounding (biases of keys)."""
 
 
 @pytest.fixture(scope="module")

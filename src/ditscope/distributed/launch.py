@@ -91,9 +91,7 @@ def launch(
     return returned[0]
 
 
-def _work(
-    work: Callable[..., Any], arguments: tuple[object, ...], notes: str, sums_on: str
-) -> Any:
+def _work(work: Callable[..., Any], arguments: tuple[object, ...], notes: str, sums_on: str) -> Any:
     """What each process runs."""
     for number in STOPPING:
         signal.signal(number, _stop)

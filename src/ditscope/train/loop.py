@@ -37,6 +37,7 @@ from ditscope.train.learner import Learner
 from ditscope.train.nonfinite import NonFinite
 from ditscope.train.peers import Alone, Peers
 from ditscope.train.preview import preview, write_preview
+from ditscope.train.snapshots import save_snapshot
 from ditscope.train.sources import data_source
 from ditscope.train.stopping import SIGNALS, StopRequest
 
@@ -274,13 +275,27 @@ class Training:
                     learning_rate=self.config.learning_rate * self.config.rate(batch.step),
                 )
             )
+        if self._due(self.config.snapshot_every, at_the_end=True):
+            self._snapshot(journal, tell)
         if self._due(self.config.health_every):
             self._look(batch, journal)
         if self._due(self.config.preview_every):
             self._preview(tell)
 
-    def _due(self, every: int) -> bool:
-        return every > 0 and self.step % every == 0
+    def _due(self, every: int, *, at_the_end: bool = False) -> bool:
+        ends = at_the_end and self.step == self.config.steps
+        return every > 0 and (self.step % every == 0 or ends)
+
+    def _snapshot(self, journal: Journal, tell: Callable[[str], None]) -> None:
+        """One that is missing makes later averages less exact, and is not worth a training."""
+        state = self.learner.average_state()
+        if not self._first:
+            return
+        try:
+            save_snapshot(self.path, self.step, self.pictures, state)
+        except ResourceError as reason:
+            journal.note(self.step, "snapshot failed", problem=str(reason))
+            tell(f"no snapshot at step {self.step}: {reason}")
 
     def _look(self, batch: Batch, journal: Journal) -> None:
         """How the attention of the weights that learn fares on some pictures of a batch."""

@@ -57,7 +57,9 @@ def shared_kind(asked: str, processes: int) -> str:
     kind = device_kind(asked)
     if asked != AUTO and torch.device(asked).index is not None:
         raise BadRequest(
-            f"found {foreign(asked)}", field="device", expected="no number: each process has its own"
+            f"found {foreign(asked)}",
+            field="device",
+            expected="no number: each process has its own",
         )
     if kind == "cuda" and processes > (there := torch.cuda.device_count()):
         raise ResourceError(

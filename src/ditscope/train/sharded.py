@@ -74,6 +74,4 @@ def spread_like(tensor: Tensor, parameter: Tensor) -> Tensor:
     if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:
         return tensor
     there = tensor.to(parameter.device)
-    return distribute_tensor(
-        there, parameter.device_mesh, parameter.placements, src_data_rank=None
-    )
+    return distribute_tensor(there, parameter.device_mesh, parameter.placements, src_data_rank=None)
