@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
+from ditscope.distributed.group import STARTED, joined, processes_here
 from ditscope.errors import BadRequest, ResourceError
 from ditscope.train.checkpoint import Checkpoint, newest_checkpoint
 from ditscope.train.placing import device_kind, one_device, shared_kind
@@ -119,3 +121,21 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ResourceError, match="there is no CUDA device"):
         one_device("cuda")
+
+
+def test_processes_on_gpus_sum_through_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the group is asked for; there is no GPU to form it on."""
+    asked: list[object] = []
+    monkeypatch.setattr(torch.cuda, "set_device", asked.append)
+    monkeypatch.setattr(dist, "init_process_group", lambda name, **_: asked.append(name))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    for name, value in zip(STARTED, ("3", "4", "1", "localhost", "1"), strict=True):
+        monkeypatch.setenv(name, value)
+    with joined(sums_on="cuda") as group:
+        assert (group.rank, group.size, group.local_rank) == (3, 4, 1)
+    assert asked == [1, "cpu:gloo,cuda:nccl"]
+    with joined():
+        assert asked[2:] == ["gloo"]
+    assert processes_here() == 4
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert processes_here() == 2

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from ditscope.errors import BadCheckpoint, BadRequest
+from ditscope.model.weights import load_weights
 from ditscope.pipeline import load
 from ditscope.train.checkpoint import checkpoints, newest_checkpoint
-from ditscope.train.coarse import refine
+from ditscope.train.coarse import coarse_positions, refine
 from ditscope.train.export import export
 from ditscope.train.loop import Training
 from ditscope.train.posthoc import LENGTHS, decay, exponent, fit
@@ -166,6 +167,19 @@ def test_a_step_of_the_past_as_a_pipeline(recorded, tmp_path: Path) -> None:
     assert middle.config.training["pictures"] == 320
 
 
+def test_a_step_of_the_coarse_stage_is_the_coarse_network(recorded, tmp_path: Path) -> None:
+    folder, _ = recorded
+    written = export(folder, tmp_path / "coarse", step=18)
+    assert written.notes[-1] == "it is in the coarse stage: its patches have 8 pixels"
+    pipe = load(tmp_path / "coarse", dtype="float32")
+    assert pipe.model.config.patch_size == 8 and pipe.model.pos_embed.shape[1] == 4
+    wanted = coarse_positions(config(**SETTINGS).model)
+    torch.testing.assert_close(pipe.model.pos_embed, wanted, rtol=1e-2, atol=1e-2)
+    snapshot = load_weights(snapshots(folder)[18] / "average-0.1.safetensors")
+    for name, tensor in pipe.model.state_dict().items():
+        torch.testing.assert_close(tensor, snapshot[name].float(), rtol=1e-2, atol=1e-3)
+
+
 def test_averages_that_cannot_be_made(recorded, tmp_path: Path) -> None:
     folder, _ = recorded
     for length in (0.0, 0.5, float("nan")):
@@ -173,7 +187,6 @@ def test_averages_that_cannot_be_made(recorded, tmp_path: Path) -> None:
             export(folder, tmp_path / "p", ema_length=length)
     for step, problem in {
         61: "after the last whole snapshot, 60",
-        18: "in the coarse stage",
         33: r"with an error of \d+%; expected at most 25%\n.*such as 30",
     }.items():
         with pytest.raises(BadCheckpoint, match=problem):

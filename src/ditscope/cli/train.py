@@ -173,7 +173,11 @@ def train_share(
                 bar.update(task, completed=line.step, description=described(line))
 
             training.run(report, tell=lambda text: messages().print(f"warning: {text}"))
-    ended = {"step": training.step, "pictures": training.pictures}
+    ended = {
+        "step": training.step,
+        "pictures": training.pictures,
+        "left_out": training.left_out,
+    }
     return {**(last[0].__dict__ if last else {}), **ended}
 
 
@@ -229,7 +233,8 @@ def _finish(
     if as_json:
         print_json(done)
         return
-    results().print(f"training  {out}  (step {done['step']}, {done['pictures']:,} pictures)")
+    left = f", {done['left_out']} files left out" if done["left_out"] else ""
+    results().print(f"training  {out}  (step {done['step']}, {done['pictures']:,} pictures{left})")
     if export is not None:
         results().print(f"pipeline  {export}\nnext      ditscope sample --model {export}")
 

@@ -24,6 +24,7 @@ from ditscope.data.codecs import Latent, LatentCodec, absolute_codec
 from ditscope.errors import BadCheckpoint, BadRequest, ResourceError
 from ditscope.model.weights import save_weights
 from ditscope.train.checkpoint import checkpoint_place, load_checkpoint, newest_checkpoint
+from ditscope.train.coarse import coarse_config
 from ditscope.train.config import TrainConfig
 from ditscope.train.posthoc import LENGTHS
 from ditscope.train.snapshots import averaged
@@ -77,7 +78,7 @@ class _Weights:
     """Averaged weights of a step, and how they came about."""
 
     state: dict[str, Tensor]
-    facts: dict[str, object]
+    facts: dict[str, int | float]
     notes: tuple[str, ...] = field(default=())
 
 
@@ -94,7 +95,8 @@ def export(
     Args:
         training: Its folder.
         destination: The pipeline folder.
-        step: After how many steps. None: at the newest checkpoint, or with `ema_length` at the
+        step: After how many steps; in the coarse stage it is the coarse network that is written,
+            with patches twice as large. None: at the newest checkpoint, or with `ema_length` at the
             newest snapshot. Of a step whose checkpoint is not kept any more, snapshots make the
             average.
         ema_length: Make the average of this length out of snapshots: its standard deviation over
@@ -103,7 +105,7 @@ def export(
 
     Raises:
         BadCheckpoint: there is no training, no whole checkpoint or no snapshots to make it of, or
-            the step is in the coarse stage.
+            no step is asked for and the training is still in its coarse stage.
         BadRequest: the destination exists and may not be replaced, or a length that cannot be.
         ResourceError: it cannot be written.
     """
@@ -112,13 +114,17 @@ def export(
         TrainConfig, read(place, error=BadCheckpoint), file=place, error=BadCheckpoint
     )
     weights = _weights(training, config, step, ema_length)
+    network, notes = config.model, weights.notes
+    if weights.facts["step"] <= config.coarse_steps:
+        network = coarse_config(network)
+        notes += (f"it is in the coarse stage: its patches have {network.patch_size} pixels",)
     found = absolute_codec(config.codec)
     autoencoder = found.folder if isinstance(found, LatentCodec) else None
     codec = found.config
     if isinstance(codec, Latent):
         codec = codec.model_copy(update={"autoencoder": AUTOENCODER if autoencoder else None})
     described = PipelineConfig(
-        model=config.model.model_dump(mode="json"),
+        model=network.model_dump(mode="json"),
         process=config.process.model_dump(mode="json"),
         codec=codec.model_dump(mode="json"),
         labels=label_names(config),
@@ -135,7 +141,7 @@ def export(
             (beside / AUTOENCODER).mkdir()
             for name in AUTOENCODER_FILES:
                 shutil.copyfile(autoencoder / name, beside / AUTOENCODER / name)
-    return Exported(described, weights.notes)
+    return Exported(described, notes)
 
 
 def _weights(
@@ -153,7 +159,7 @@ def _weights(
         "weight over time",
         *(f"left out {problem}" for problem in damaged),
     )
-    facts: dict[str, object] = {"step": made.step, "pictures": made.pictures}
+    facts: dict[str, int | float] = {"step": made.step, "pictures": made.pictures}
     return _Weights(made.state, {**facts, "ema_length": length}, notes)
 
 
@@ -165,8 +171,9 @@ def _of_checkpoint(training: Path, config: TrainConfig, step: int | None) -> _We
             raise BadCheckpoint(problem, file=training)
     else:
         checkpoint, damaged = load_checkpoint(checkpoint_place(training, step)), []
-    if checkpoint.step <= config.coarse_steps:
+    if checkpoint.step <= config.coarse_steps and step is None:
         problem = f"step {checkpoint.step} is in the coarse stage (to step {config.coarse_steps})"
-        raise BadCheckpoint(problem, file=training, fix="train on, then export")
-    facts: dict[str, object] = {"step": checkpoint.step, "pictures": checkpoint.pictures}
+        fix = f"train on, then export; `ditscope export --step {checkpoint.step}` writes that stage"
+        raise BadCheckpoint(problem, file=training, fix=fix)
+    facts: dict[str, int | float] = {"step": checkpoint.step, "pictures": checkpoint.pictures}
     return _Weights(checkpoint.ema, facts, tuple(f"left out {problem}" for problem in damaged))

@@ -103,6 +103,7 @@ class Training:
             self.close()
             raise
         self.step, self.pictures, self.skipped = 0, 0, 0
+        self.left_out = 0  # files that could not be read, since this process began
         self._losses: tuple[float, ...] = ()
         if checkpoint is not None:
             self.step, self.pictures = checkpoint.step, checkpoint.pictures
@@ -229,7 +230,8 @@ class Training:
         if pictures:
             for file, why in (pair for found in self.peers.from_all(bad) for pair in found):
                 journal.note(self.step - 1, "unreadable picture", file=file, problem=why)
-                tell(f"left out {file}: {why}")
+                self.left_out += 1
+                tell(f"left out {file} ({self.left_out} so far): {why}")
         asked = [number for number, count in zip(SIGNALS, signals, strict=True) if count]
         if self.peers.size > 1 and asked:
             stop.noted = asked[0]
@@ -337,7 +339,8 @@ class Training:
             str(problem) + allowed,
             file=self.path / FAILURE,
             fix="a checkpoint of the moment before is kept; max_skipped allows to leave steps out, "
-            "or train anew with a lower learning rate or in fp32",
+            "or train anew with a lower learning rate"
+            + (" or in fp32" if self.config.precision != "fp32" else ""),
         )
 
     def _newest(self) -> tuple[Checkpoint | None, list[str]]:

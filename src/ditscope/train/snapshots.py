@@ -22,7 +22,7 @@ from ditscope.core.strict_json import read, validated
 from ditscope.errors import BadCheckpoint, DitscopeError, ResourceError
 from ditscope.model.layers import position_table
 from ditscope.model.weights import load_weights, save_weights
-from ditscope.train.coarse import refine
+from ditscope.train.coarse import coarse_positions, refine
 from ditscope.train.config import TrainConfig
 from ditscope.train.folder import SNAPSHOTS as FOLDER
 from ditscope.train.posthoc import LENGTHS, exponent, fit
@@ -53,7 +53,7 @@ class Average:
 
     step: int
     pictures: int
-    state: dict[str, Tensor]  # float32
+    state: dict[str, Tensor]  # float32; in the coarse stage those of its network
     snapshots: int  # how many it was made of
     error: float  # of its weight over time (`Fit`)
 
@@ -96,6 +96,9 @@ def averaged(
 ) -> tuple[Average, list[str]]:
     """The average of a length at a step, from all snapshots that are whole.
 
+    Those of a coarse stage are made fine first, which is linear, so the average may be made after
+    it. In that stage the average is one of the coarse network.
+
     Args:
         training: Folder of a training.
         config: Its configuration.
@@ -121,10 +124,8 @@ def averaged(
     time = last if step is None else step
     if time > last:
         raise BadCheckpoint(f"step {time} is after the last whole snapshot, {last}", file=training)
-    if time <= config.coarse_steps:
-        raise BadCheckpoint(
-            f"step {time} is in the coarse stage (to step {config.coarse_steps})", file=training
-        )
+    coarse = time <= config.coarse_steps
+    manifests = {each: one for each, one in manifests.items() if _coarse(each, config) >= coarse}
     kept = [(each, number) for each in manifests for number in range(len(LENGTHS))]
     powers = [exponent(LENGTHS[number]) for _, number in kept]
     found = fit([each for each, _ in kept], powers, time, power)
@@ -140,10 +141,14 @@ def averaged(
     total: dict[str, Tensor] = {}
     for (each, number), share in zip(kept, found.shares.tolist(), strict=True):
         place = snapshots(training)[each] / f"{AVERAGES[number]}.safetensors"
-        _add(total, _fine(load_weights(place), each, config), share)
-    table = position_table(*config.model.grid, config.model.hidden_size)
-    total[POSITIONS] = table[None]  # it is never learned, and need not be rounded
-    pictures = manifests[last].pictures * time // last
+        state = {name: tensor.float() for name, tensor in load_weights(place).items()}
+        made_fine = _coarse(each, config) and not coarse
+        _add(total, refine(state, config.model) if made_fine else state, share)
+    # Positions are never learned, and need not be rounded.
+    table = position_table(*config.model.grid, config.model.hidden_size)[None]
+    total[POSITIONS] = coarse_positions(config.model) if coarse else table
+    newest = max(manifests)
+    pictures = manifests[newest].pictures * time // newest
     return Average(time, pictures, total, len(kept), found.error), damaged
 
 
@@ -172,10 +177,8 @@ def _verified(training: Path) -> tuple[dict[int, _Manifest], list[str]]:
     return whole, damaged
 
 
-def _fine(state: dict[str, Tensor], step: int, config: TrainConfig) -> dict[str, Tensor]:
-    """A snapshot as float32 weights of the fine network; making it fine is linear."""
-    wide = {name: tensor.float() for name, tensor in state.items()}
-    return refine(wide, config.model) if step <= config.coarse_steps else wide
+def _coarse(step: int, config: TrainConfig) -> bool:
+    return step <= config.coarse_steps
 
 
 def _add(total: dict[str, Tensor], state: dict[str, Tensor], share: float) -> None:
