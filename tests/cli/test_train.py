@@ -34,7 +34,8 @@ def test_a_folder_of_pictures(options: list[str], tmp_path: Path, capsys) -> Non
     pipeline = tmp_path / "pipeline"
     assert main([*options, "4", "--heads", "auto", "--export", str(pipeline), "--json"]) == 0
     said = capsys.readouterr()
-    assert json.loads(said.out)["step"] == 4
+    told = json.loads(said.out)
+    assert (told["step"], told["left_out"]) == (4, 1)
     assert "4 heads of 8: 12 different pictures are a small data set" in said.err
     assert said.err.count("left out") == 1 and "2.png" in said.err
     lines = [json.loads(line) for line in (tmp_path / "t" / "log.jsonl").read_text().splitlines()]
@@ -66,3 +67,52 @@ def test_data_that_changed_is_refused(options: list[str], tmp_path: Path, capsys
 def test_too_many_broken_files_end_it(options: list[str], capsys) -> None:
     assert main([*options, "2", "--set", "max_bad_pictures=0"]) == 3
     assert "pictures that cannot be read: 1, such as " in capsys.readouterr().err
+
+
+def test_export_of_a_step_as_a_pipeline(options: list[str], tmp_path: Path, capsys) -> None:
+    more = ["--set", "snapshot_every=2", "--set", "save_every=2"]
+    assert main([*options, "8", *more]) == 0
+    capsys.readouterr()
+    places = (str(tmp_path / "t"), str(tmp_path / "early"))
+    assert main(["export", *places, "--step", "4", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["step"], said["pictures"], said["ema_length"]) == (4, 24, 0.1)
+    assert "no checkpoint of step 4 is kept" in said["notes"][0]
+    assert load(tmp_path / "early").labels == ("class 0", "class 1", "class 2")
+    assert main(["export", *places]) == 2
+    assert "exists" in capsys.readouterr().err
+    assert main(["export", *places, "--ema-length", "0.08", "--overwrite"]) == 0
+    said = capsys.readouterr()
+    assert "(step 8)" in said.out and "made of 8 averages" in said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("t", "t"), 2, "is the folder of the training"),
+        (("t", "no/p"), 4, "its parent folder is missing"),
+        (("p", "q"), 3, "config.json: cannot be read"),
+        (("t", "q", "--step", "3"), 3, "no snapshots"),
+        (("t", "q", "--ema-length", "1"), 2, "expected 0.01 to 0.28"),
+        (("t", "q", "--step", "0"), 2, "--step"),
+    ],
+)
+def test_exports_that_cannot_be(
+    options: list[str], tmp_path: Path, capsys, monkeypatch, arguments, code, message
+) -> None:
+    assert main([*options, "2"]) == 0
+    capsys.readouterr()
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", *arguments]) == code
+    said = capsys.readouterr()
+    assert message in said.err and "Traceback" not in said.err and said.out == ""
+    assert not (tmp_path / "q").exists()
+
+
+def test_a_device_that_is_not_there(
+    options: list[str], tmp_path: Path, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main([*options, "2", "--device", "cuda"]) == 4
+    assert "there is no CUDA device" in capsys.readouterr().err
+    assert not (tmp_path / "t").exists()

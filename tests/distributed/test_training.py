@@ -19,7 +19,7 @@ from ditscope.train.loop import Training
 from tests.distributed.test_processes import Started, torchrun
 from tests.train.tiny import config, run, same
 
-PARTS = ("model", "ema", "optimizer")
+PARTS = ("model", "ema", "optimizer", "averages")
 CASES: dict[str, tuple[dict[str, object], bool]] = {
     "replicated": ({"precision": "fp32", "optimizer": "adamw"}, False),
     "replicated in parts": ({"precision": "bf16", "accumulate": 2}, False),
@@ -28,6 +28,7 @@ CASES: dict[str, tuple[dict[str, object], bool]] = {
             "precision": "fp32",
             "optimizer": "adamw",
             "coarse_steps": 4,
+            "snapshot_every": 6,
             "preview_every": 12,
             "health_every": 12,
         },

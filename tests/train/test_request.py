@@ -59,6 +59,7 @@ def test_the_recipe_of_the_bundled_model_means_what_it_did(
         "max_skipped": 0,
         "log_every": 20,
         "save_every": 100,
+        "snapshot_every": 0,
         "preview_every": 0,
         "health_every": 0,
         "tensorboard": False,

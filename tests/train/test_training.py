@@ -14,6 +14,7 @@ from ditscope.errors import BadCheckpoint, BadConfig, BadRequest, ResourceError
 from ditscope.model.dit import DiT
 from ditscope.pipeline import load
 from ditscope.train.batches import batch
+from ditscope.train.checkpoint import load_checkpoint
 from ditscope.train.coarse import coarse_model, refine
 from ditscope.train.export import check_export, export
 from ditscope.train.loop import Training
@@ -131,3 +132,14 @@ def test_what_an_export_needs_is_known_before_the_training(tmp_path: Path) -> No
     with pytest.raises(BadRequest, match="coarse stage"):
         check_export(config(coarse_steps=12), training, tmp_path / "p", False)
     check_export(settings, training, tmp_path / "p", False)
+
+
+def test_a_training_cut_off_before_its_rate_falls_is_the_beginning_of_it(tmp_path: Path) -> None:
+    """What scripts/unfinished relies on, in two goes; there is no other way than not to fall."""
+    whole = config(steps=12, decay_steps=4, coarse_steps=3, save_every=4)
+    run(whole, tmp_path / "whole")
+    for steps in (4, 8):
+        run(whole.model_copy(update={"steps": steps, "decay_steps": 0}), tmp_path / "cut")
+    mine, theirs = (load_checkpoint(tmp_path / name / "ckpt-0000008") for name in ("cut", "whole"))
+    for part in ("model", "ema", "optimizer"):
+        assert same(getattr(mine, part), getattr(theirs, part))

@@ -27,6 +27,7 @@ from ditscope.cli.convert import convert
 from ditscope.cli.demo import demo
 from ditscope.cli.diagnose import diagnose
 from ditscope.cli.eval import eval_
+from ditscope.cli.export import export
 from ditscope.cli.extract import extract
 from ditscope.cli.info import info
 from ditscope.cli.models import models
@@ -96,6 +97,7 @@ COMMANDS = (
     probe,
     extract,
     train,
+    export,
     eval_,
     models,
     convert,

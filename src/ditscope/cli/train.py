@@ -69,6 +69,9 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also write the log as curves for TensorBoard.")
     ] = False,
+    device: Annotated[
+        str, typer.Option(metavar="auto|cpu|cuda", help="Or cuda:1; auto: a GPU if there is one.")
+    ] = "auto",
     processes: Annotated[
         int | None,
         typer.Option(min=1, max=64, help="Processes that share each batch. [default: 1]"),
@@ -88,11 +91,12 @@ def train(
 ) -> None:
     """Train a model, or go on where its newest whole checkpoint stands.
 
-    With --processes, or under torchrun, every process computes its rows of each batch. Their number
-    may be another when the training goes on.
+    With --processes, or under torchrun, every process computes its rows of each batch, each on its
+    own GPU if there are such. Number and device may be others when the training goes on.
     """
     from ditscope.distributed.group import is_started
     from ditscope.train.export import check_export
+    from ditscope.train.placing import one_device
     from ditscope.train.request import Request, resolve
 
     if not out.name:
@@ -126,19 +130,27 @@ def train(
     if export is not None:
         check_export(config, out, export, overwrite)
     if is_started():
-        done = _as_one_of_many(config, out, notes, shard, processes)
+        done = _as_one_of_many(config, out, notes, shard, device, processes)
     elif processes is not None and processes > 1:
-        done = _with_others(config, out, notes, shard, processes)
+        done = _with_others(config, out, notes, shard, device, processes)
     else:
-        done = train_share(None, config, out, notes, shard)
+        done = train_share(None, config, out, notes, shard, str(one_device(device)))
     if done is not None:
         _finish(done, out, export, overwrite=overwrite, as_json=json)
 
 
 def train_share(
-    group: Group | None, config: TrainConfig, out: Path, notes: list[str], shard: bool
+    group: Group | None,
+    config: TrainConfig,
+    out: Path,
+    notes: list[str],
+    shard: bool,
+    device: str,
 ) -> dict[str, object]:
-    """What each process does; its last report, and how far the training is."""
+    """What each process does; its last report, and how far the training is.
+
+    Of several processes each has its own of that kind of `device`.
+    """
     from ditscope.train.loop import Training
 
     first = group is None or group.rank == 0
@@ -146,7 +158,9 @@ def train_share(
         for note in notes:
             messages().print(note)
     last: list[Progress] = []
-    with Training(config, out, group, sharded=shard) as training:
+    if group is not None and device != "cpu":
+        device = f"{device}:{group.local_rank}"
+    with Training(config, out, group, sharded=shard, device=device) as training:
         if not first:
             training.run(lambda line: None, lambda text: None)
             return {}
@@ -162,40 +176,49 @@ def train_share(
                 bar.update(task, completed=line.step, description=described(line))
 
             training.run(report, tell=lambda text: messages().print(f"warning: {text}"))
-    ended = {"step": training.step, "pictures": training.pictures}
+    ended = {
+        "step": training.step,
+        "pictures": training.pictures,
+        "left_out": training.left_out,
+    }
     return {**(last[0].__dict__ if last else {}), **ended}
 
 
 def _with_others(
-    config: TrainConfig, out: Path, notes: list[str], shard: bool, processes: int
+    config: TrainConfig, out: Path, notes: list[str], shard: bool, device: str, processes: int
 ) -> dict[str, object]:
     """Start the processes, and wait for them."""
     from ditscope.distributed.launch import launch
     from ditscope.train.batches import rows_of
+    from ditscope.train.placing import shared_kind
 
     rows_of(config, 0, processes)  # fails before there are any
+    kind = shared_kind(device, processes)
     return launch(
         train_share,
-        (config, out, notes, shard),
+        (config, out, notes, shard, kind),
         processes=processes,
         seconds_to_clean_up=SECONDS_TO_SAVE,
+        sums_on=kind,
     )
 
 
 def _as_one_of_many(
-    config: TrainConfig, out: Path, notes: list[str], shard: bool, asked: int | None
+    config: TrainConfig, out: Path, notes: list[str], shard: bool, device: str, asked: int | None
 ) -> dict[str, object] | None:
     """The share of a process that torchrun started; only the first has something to tell."""
-    from ditscope.distributed.group import joined
+    from ditscope.distributed.group import joined, processes_here
     from ditscope.distributed.launch import report_error
+    from ditscope.train.placing import shared_kind
 
-    with joined() as group:
+    kind = shared_kind(device, processes_here())
+    with joined(sums_on=kind) as group:
         if asked not in (None, group.size):
             raise BadRequest(
                 f"found {asked}", field="processes", expected=f"{group.size}, as torchrun started"
             )
         try:
-            done = train_share(group, config, out, notes, shard)
+            done = train_share(group, config, out, notes, shard, kind)
         except DitscopeError as error:
             report_error(error)
             raise
@@ -213,7 +236,8 @@ def _finish(
     if as_json:
         print_json(done)
         return
-    results().print(f"training  {out}  (step {done['step']}, {done['pictures']:,} pictures)")
+    left = f", {done['left_out']} files left out" if done["left_out"] else ""
+    results().print(f"training  {out}  (step {done['step']}, {done['pictures']:,} pictures{left})")
     if export is not None:
         results().print(f"pipeline  {export}\nnext      ditscope sample --model {export}")
 
@@ -222,4 +246,7 @@ def described(line: Progress) -> str:
     """One report in a few words."""
     loss = "no loss" if line.loss is None else f"loss {line.loss:.4f}"
     speed = f"{line.pictures_per_second:.0f} pictures/s"
-    return f"{line.stage} {loss}, {speed}, {line.peak_memory_gib:.1f} GiB"
+    memory = f"{line.peak_memory_gib:.1f} GiB"
+    if line.peak_gpu_gib is not None:
+        memory += f", GPU {line.peak_gpu_gib:.1f} GiB"
+    return f"{line.stage} {loss}, {speed}, {memory}"

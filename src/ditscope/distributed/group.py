@@ -1,7 +1,7 @@
 """The processes of one piece of work: their ranks, and the few words between them.
 
 Samples do not depend on one another, so processes that draw exchange no tensor: gloo carries the
-words, on a GPU too. Processes that train also sum their gradients.
+words, on a GPU too. Processes that train also sum their gradients: those on GPUs through NCCL.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -31,6 +32,9 @@ SECONDS_TO_BE_ENDED = 20
 to be reported, and this is not it."""
 
 REST = "what is finished stays; the same command, with that --out, does the rest"
+
+BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
+"""What carries the tensors of a kind of device. Words are on the CPU always."""
 
 STARTED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What a launcher (torchrun, or ours) says to each process in its environment."""
@@ -82,14 +86,26 @@ def is_started() -> bool:
     return all(name in os.environ for name in STARTED)
 
 
+def processes_here() -> int:
+    """How many processes a launcher has started on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+
+
 @contextlib.contextmanager
-def joined(notes: Path | None = None) -> Iterator[Group]:
+def joined(notes: Path | None = None, *, sums_on: str = "cpu") -> Iterator[Group]:
     """The group that a launcher has started this process in.
+
+    Args:
+        notes: Folder where each rank says what it is doing.
+        sums_on: "cpu", or "cuda" where tensors of GPUs are to be summed: of those of a machine,
+            rank n of it has number n.
 
     Raises ResourceError, when the block has been left, if another rank is gone.
     """
     rank, size, local_rank = (int(os.environ[name]) for name in STARTED[:3])
-    dist.init_process_group("gloo", rank=rank, world_size=size, timeout=LONGEST_WAIT)
+    if sums_on == "cuda":
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group(BACKENDS[sums_on], rank=rank, world_size=size, timeout=LONGEST_WAIT)
     try:
         yield Group(rank, size, local_rank, notes)
     except RuntimeError as error:

@@ -52,12 +52,13 @@ def launch(
     *,
     processes: int,
     seconds_to_clean_up: int = SECONDS_TO_CLEAN_UP,
+    sums_on: str = "cpu",
 ) -> Any:
     """What `work(group, *arguments)` returns on rank 0 of `processes` processes of this machine.
 
     `work` is a function of a module, and the arguments can be pickled. Call it from the main
     thread: a signal that ends this process ends the others first, and kills those that have not
-    ended in time.
+    ended in time. `sums_on` is as in `joined`.
 
     Raises:
         DitscopeError: what one of the processes raised.
@@ -81,7 +82,7 @@ def launch(
         )
         try:
             with _quiet():
-                returned = elastic_launch(config, _work)(work, arguments, str(notes))
+                returned = elastic_launch(config, _work)(work, arguments, str(notes), sums_on)
         except ChildFailedError as failed:
             raise _reason(*failed.get_first_failure(), notes) from None
         except SignalException as stop:
@@ -90,13 +91,13 @@ def launch(
     return returned[0]
 
 
-def _work(work: Callable[..., Any], arguments: tuple[object, ...], notes: str) -> Any:
+def _work(work: Callable[..., Any], arguments: tuple[object, ...], notes: str, sums_on: str) -> Any:
     """What each process runs."""
     for number in STOPPING:
         signal.signal(number, _stop)
     _share_cores(int(os.environ["LOCAL_WORLD_SIZE"]))
     try:
-        with joined(Path(notes)) as group:
+        with joined(Path(notes), sums_on=sums_on) as group:
             return work(group, *arguments)
     except DitscopeError as problem:
         error = problem

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,6 +28,10 @@ class Batch:
     pictures: range  # which pictures of the data, counted from the start of the training
     x0: Tensor  # (B, C, h, w) float32: pictures in [-1, 1], or scaled latents
     y: Tensor  # (B,) int64 labels
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device."""
+        return replace(self, x0=self.x0.to(device), y=self.y.to(device))
 
 
 def rows_of(config: TrainConfig, rank: int, processes: int) -> range:

@@ -2,6 +2,7 @@
 
 ckpt-0000500/
   model.safetensors  ema.safetensors  optimizer.safetensors
+  averages.safetensors  by AVERAGE.NAME, if snapshots are kept (see snapshots.py)
   state.json          step, pictures seen, steps skipped, losses since the last report
   manifest.json       size and sha256 of every file, written last
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt
@@ -24,6 +25,7 @@ from ditscope.model.weights import load_weights, save_weights
 
 STATE, MANIFEST = "state.json", "manifest.json"
 PARTS = ("model", "ema", "optimizer")
+AVERAGES = "averages"
 NAME = re.compile(r"ckpt-(\d{7,})")
 
 
@@ -36,6 +38,7 @@ class Checkpoint:
     model: dict[str, Tensor]
     ema: dict[str, Tensor]
     optimizer: dict[str, Tensor]
+    averages: dict[str, Tensor] = field(default_factory=dict)  # empty: none are kept
     skipped: int = 0
     losses: tuple[float, ...] = ()  # since the last report
     place: tuple[int, ...] = ()  # of the next picture, as its source tells it
@@ -62,7 +65,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 2) -> P
     """
     target = checkpoint_place(folder, checkpoint.step)
     with new_folder(target, replaceable=_names()) as beside:
-        for part in PARTS:
+        for part in (*PARTS, AVERAGES) if checkpoint.averages else PARTS:
             save_weights(beside / f"{part}.safetensors", getattr(checkpoint, part))
         counters = {name: getattr(checkpoint, name) for name in _Counters.model_fields}
         (beside / STATE).write_text(json.dumps(counters, allow_nan=False))
@@ -90,7 +93,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read and verify one checkpoint. Raises BadCheckpoint naming the damaged file."""
     manifest = path / MANIFEST
     recorded = read(manifest, error=BadCheckpoint).get("files")
-    for name in _names() - {MANIFEST}:
+    for name in sorted(_names(recorded) - {MANIFEST}):
         file = path / name
         if (
             not isinstance(recorded, dict)
@@ -103,12 +106,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
         _Counters, read(state, error=BadCheckpoint), file=state, error=BadCheckpoint
     )
     model, ema, optimizer = (load_weights(path / f"{part}.safetensors") for part in PARTS)
+    has_averages = f"{AVERAGES}.safetensors" in _names(recorded)
+    averages = load_weights(path / f"{AVERAGES}.safetensors") if has_averages else {}
     return Checkpoint(
         step=counters.step,
         pictures=counters.pictures,
         model=model,
         ema=ema,
         optimizer=optimizer,
+        averages=averages,
         skipped=counters.skipped,
         losses=counters.losses,
         place=counters.place,
@@ -126,8 +132,12 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, damaged
 
 
-def _names() -> set[str]:
-    return {f"{part}.safetensors" for part in PARTS} | {STATE, MANIFEST}
+def _names(recorded: object = None) -> set[str]:
+    """The files of a checkpoint: of the one with this record, or all that there may be."""
+    names = {f"{part}.safetensors" for part in (*PARTS, AVERAGES)} | {STATE, MANIFEST}
+    if isinstance(recorded, dict) and f"{AVERAGES}.safetensors" not in recorded:
+        names.remove(f"{AVERAGES}.safetensors")
+    return names
 
 
 def _record(path: Path) -> dict[str, object]:

@@ -21,12 +21,17 @@ from ditscope.model.layers import position_table
 FACTOR = 2
 
 
+def coarse_config(fine: DiTConfig) -> DiTConfig:
+    """The network of the coarse stage; its positions are not the usual ones of that size."""
+    return fine.model_copy(update={"patch_size": fine.patch_size * FACTOR})
+
+
 def coarse_model(fine: DiTConfig) -> DiT:
     """The same network with patches twice as large, on the same positions."""
-    config = fine.model_copy(update={"patch_size": fine.patch_size * FACTOR})
+    config = coarse_config(fine)
     model = DiT(config)
     with torch.no_grad():
-        model.pos_embed.copy_(_coarse_positions(config))
+        model.pos_embed.copy_(coarse_positions(fine))
     return model
 
 
@@ -44,11 +49,13 @@ def coarsen(fine: dict[str, Tensor], config: DiTConfig) -> dict[str, Tensor]:
         rows = fine[name].view(size, size, channels, -1)
         rows = rows.repeat_interleave(FACTOR, 0).repeat_interleave(FACTOR, 1)
         state[name] = rows.reshape((size * FACTOR) ** 2 * channels, *fine[name].shape[1:])
-    state["pos_embed"] = _coarse_positions(config.model_copy(update={"patch_size": size * FACTOR}))
+    state["pos_embed"] = coarse_positions(config)
     return state
 
 
-def _coarse_positions(coarse: DiTConfig) -> Tensor:
+def coarse_positions(fine: DiTConfig) -> Tensor:
+    """The position table of the coarse network (1, N / 4, D): each token amid four fine ones."""
+    coarse = coarse_config(fine)
     return position_table(*coarse.grid, coarse.hidden_size, stride=FACTOR)[None]
 
 

@@ -64,6 +64,7 @@ class TrainConfig(BaseModel):
     max_skipped: NonNegativeInt = 0  # steps that may be left out because of NaN or Inf
     log_every: PositiveInt = 20
     save_every: PositiveInt = 500
+    snapshot_every: NonNegativeInt = 0  # steps between snapshots of two averages; 0: never
     preview_every: NonNegativeInt = 0  # steps between pictures of the averaged weights; 0: never
     health_every: NonNegativeInt = 0  # steps between looks at the attention; 0: never
     tensorboard: bool = False  # the numbers of the log as curves for TensorBoard, too

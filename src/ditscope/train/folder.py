@@ -4,6 +4,7 @@ trainings/emoji/
   config.json       the whole configuration
   log.jsonl         a line every `log_every` steps, and one for everything that is worth a note
   ckpt-0000500/     checkpoints (see checkpoint.py)
+  snapshots/        averages of the weights, every `snapshot_every` steps (see snapshots.py)
   previews/         what the averaged weights draw, every `preview_every` steps
   tensorboard/      the numbers of the log as curves, by option
   failure.json      the step that was not taken, if NaN or Inf ended the training
@@ -25,6 +26,7 @@ from ditscope.errors import BadConfig, BadDataset, ResourceError
 from ditscope.train.config import RESUMABLE_CHANGES, TrainConfig
 
 CONFIG, LOG, LOCK = "config.json", "log.jsonl", "lock"
+SNAPSHOTS = "snapshots"
 
 
 class TrainingFolder:
@@ -83,7 +85,7 @@ class TrainingFolder:
 
     def _clear(self) -> None:
         """Remove what a process that was killed had not finished."""
-        for entry in self.path.iterdir():
+        for entry in (*self.path.iterdir(), *(self.path / SNAPSHOTS).glob("*")):
             if not UNFINISHED.fullmatch(entry.name):
                 continue
             if entry.is_dir() and not entry.is_symlink():

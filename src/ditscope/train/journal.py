@@ -13,6 +13,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+
 from ditscope.core.atomic import new_file
 from ditscope.train.tensorboard import Curves
 
@@ -28,7 +30,8 @@ class Progress:
     pictures_per_second: float
     stage: str  # "coarse" or "fine"
     learning_rate: float  # of the last step, AdamW's
-    peak_memory_gib: float  # most memory that the process has had so far
+    peak_memory_gib: float  # most main memory that the process has had so far
+    peak_gpu_gib: float | None = None  # most memory of tensors on its GPU so far; None: no GPU
 
 
 class Journal:
@@ -44,15 +47,16 @@ class Journal:
         step: int,
         losses: tuple[float, ...],
         curves: Curves | None = None,
+        device: torch.device | None = None,
     ) -> None:
         """Go on at `step` with the losses since the last report; later lines are dropped.
 
         Without a path nothing is written: one of several processes keeps the log. Every line goes
-        to `curves` too.
+        to `curves` too. Lines tell the memory of a GPU if that is the `device`.
 
         Raises ResourceError if the file cannot be written.
         """
-        self._curves = curves
+        self._curves, self._device = curves, device
         self.losses = list(losses)
         self._pictures, self._since = 0, time.perf_counter()
         self._log: int | None = None
@@ -91,6 +95,7 @@ class Journal:
             stage=stage,
             learning_rate=learning_rate,
             peak_memory_gib=round(peak_memory() / 2**30, 3),
+            peak_gpu_gib=self._peak_gpu_gib(),
         )
         self._write(asdict(line))
         self.losses, self._pictures, self._since = [], 0, time.perf_counter()
@@ -99,6 +104,11 @@ class Journal:
     def note(self, step: int, event: str, **facts: object) -> None:
         """Write a line about something that happened."""
         self._write({"step": step, "event": event, **facts})
+
+    def _peak_gpu_gib(self) -> float | None:
+        if self._device is None or self._device.type != "cuda":
+            return None
+        return round(torch.cuda.max_memory_allocated(self._device) / 2**30, 3)
 
     def _write(self, line: dict[str, object]) -> None:
         if self._curves is not None:

@@ -37,6 +37,7 @@ from ditscope.train.learner import Learner
 from ditscope.train.nonfinite import NonFinite
 from ditscope.train.peers import Alone, Peers
 from ditscope.train.preview import preview, write_preview
+from ditscope.train.snapshots import save_snapshot
 from ditscope.train.sources import data_source
 from ditscope.train.stopping import SIGNALS, StopRequest
 
@@ -52,6 +53,10 @@ def _warn(text: str) -> None:
     warnings.warn(text, stacklevel=3)
 
 
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
 class Training:
     """A learner, its folder and the step it is at. `run` goes on until `config.steps`.
 
@@ -65,6 +70,7 @@ class Training:
         peers: Peers | None = None,
         *,
         sharded: bool = False,
+        device: torch.device | str = "cpu",
     ) -> None:
         """Start in `folder`, or go on where its newest whole checkpoint stands.
 
@@ -76,6 +82,7 @@ class Training:
             peers: This process and the others, if there are any. Their number may be another when
                 a training goes on.
             sharded: Spread the weights over the processes (FSDP2) instead of copying them (DDP).
+            device: Where this process computes; it may be another when a training goes on.
 
         Raises:
             ResourceError, BadConfig: as `TrainingFolder`.
@@ -89,11 +96,14 @@ class Training:
         self._claimed = TrainingFolder(folder, config) if self._first else None
         try:
             checkpoint, self.damaged = self._newest()
-            self.learner = Learner(config, checkpoint, peers=self.peers, sharded=sharded)
+            self.learner = Learner(
+                config, checkpoint, peers=self.peers, sharded=sharded, device=device
+            )
         except BaseException:
             self.close()
             raise
         self.step, self.pictures, self.skipped = 0, 0, 0
+        self.left_out = 0  # files that could not be read, since this process began
         self._losses: tuple[float, ...] = ()
         if checkpoint is not None:
             self.step, self.pictures = checkpoint.step, checkpoint.pictures
@@ -142,7 +152,10 @@ class Training:
             ResourceError: three checkpoints in a row, or the last one, could not be written.
         """
         log = None if self._claimed is None else self._claimed.log
-        journal = Journal(log, self.step, self._losses, self._curves())
+        device = self.learner.device
+        journal = Journal(log, self.step, self._losses, self._curves(), device)
+        if device.type != "cpu":
+            journal.note(self.step, "device", kind=device.type, name=_device_name(device))
         if self.peers.size > 1:
             how = "sharded" if self.learner.sharded else "replicated"
             journal.note(self.step, "processes", number=self.peers.size, weights=how)
@@ -217,7 +230,8 @@ class Training:
         if pictures:
             for file, why in (pair for found in self.peers.from_all(bad) for pair in found):
                 journal.note(self.step - 1, "unreadable picture", file=file, problem=why)
-                tell(f"left out {file}: {why}")
+                self.left_out += 1
+                tell(f"left out {file} ({self.left_out} so far): {why}")
         asked = [number for number, count in zip(SIGNALS, signals, strict=True) if count]
         if self.peers.size > 1 and asked:
             stop.noted = asked[0]
@@ -263,13 +277,27 @@ class Training:
                     learning_rate=self.config.learning_rate * self.config.rate(batch.step),
                 )
             )
+        if self._due(self.config.snapshot_every, at_the_end=True):
+            self._snapshot(journal, tell)
         if self._due(self.config.health_every):
             self._look(batch, journal)
         if self._due(self.config.preview_every):
             self._preview(tell)
 
-    def _due(self, every: int) -> bool:
-        return every > 0 and self.step % every == 0
+    def _due(self, every: int, *, at_the_end: bool = False) -> bool:
+        ends = at_the_end and self.step == self.config.steps
+        return every > 0 and (self.step % every == 0 or ends)
+
+    def _snapshot(self, journal: Journal, tell: Callable[[str], None]) -> None:
+        """One that is missing makes later averages less exact, and is not worth a training."""
+        state = self.learner.average_state()
+        if not self._first:
+            return
+        try:
+            save_snapshot(self.path, self.step, self.pictures, state)
+        except ResourceError as reason:
+            journal.note(self.step, "snapshot failed", problem=str(reason))
+            tell(f"no snapshot at step {self.step}: {reason}")
 
     def _look(self, batch: Batch, journal: Journal) -> None:
         """How the attention of the weights that learn fares on some pictures of a batch."""
@@ -311,7 +339,8 @@ class Training:
             str(problem) + allowed,
             file=self.path / FAILURE,
             fix="a checkpoint of the moment before is kept; max_skipped allows to leave steps out, "
-            "or train anew with a lower learning rate or in fp32",
+            "or train anew with a lower learning rate"
+            + (" or in fp32" if self.config.precision != "fp32" else ""),
         )
 
     def _newest(self) -> tuple[Checkpoint | None, list[str]]:

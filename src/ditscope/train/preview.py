@@ -49,7 +49,9 @@ def preview(model: DiT, config: TrainConfig) -> NDArray[np.uint8]:
         evaluation: Evaluation,
         branches: tuple[Branch, ...],
     ) -> Tensor:
-        return model(x, torch.full((len(x),), timestep), labels).float()
+        there = model.pos_embed.device
+        t = torch.full((len(x),), timestep, device=there)
+        return model(x.to(there), t, labels.to(there)).float().cpu()
 
     scale = GUIDANCE if config.model.class_dropout_prob > 0 else 1.0
     denoise = guide(network, wanted, config.model.null_label, scale)

@@ -12,15 +12,21 @@ from collections.abc import Iterator
 from typing import cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ditscope.train.worker import Precision, Worker
 
 
-def shard(network: nn.Module, precision: Precision) -> None:
-    """Leave this process its slice of every parameter; blocks compute in `precision`."""
+def shard(network: nn.Module, precision: Precision, kind: str = "cpu") -> None:
+    """Leave this process its slice of every parameter; blocks compute in `precision`.
+
+    `kind` is that of the devices the processes compute on, "cpu" or "cuda".
+    """
+    mesh = init_device_mesh(kind, (dist.get_world_size(),))
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if precision == "bf16" else None,
         reduce_dtype=torch.float32,
@@ -28,7 +34,7 @@ def shard(network: nn.Module, precision: Precision) -> None:
     )
     blocks = cast(nn.ModuleList, network.get_submodule("blocks"))
     for module in (*blocks, network):
-        fully_shard(module, mp_policy=policy)
+        fully_shard(module, mesh=mesh, mp_policy=policy)
     for module in network.modules():
         if isinstance(module, FSDPModule):  # losses are shares of one mean: add, do not average
             module.set_gradient_divide_factor(1.0)
@@ -67,6 +73,5 @@ def spread_like(tensor: Tensor, parameter: Tensor) -> Tensor:
     """Spread a whole tensor, the same in every process, as a parameter of its shape is."""
     if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:
         return tensor
-    return distribute_tensor(
-        tensor, parameter.device_mesh, parameter.placements, src_data_rank=None
-    )
+    there = tensor.to(parameter.device)
+    return distribute_tensor(there, parameter.device_mesh, parameter.placements, src_data_rank=None)
