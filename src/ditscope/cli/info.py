@@ -12,7 +12,6 @@ from ditscope.cli.console import MAX_LINE, print_json, results
 from ditscope.cli.run_facts import Facts, repair_facts, run_facts, verification
 from ditscope.errors import EXIT_BAD_INPUT, BadRequest, foreign, listed
 
-
 PACKAGES = (
     "torch",
     "diffusers",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ditscope.errors import BadRequest, listed
+from ditscope.errors import BadRequest
 
 if TYPE_CHECKING:
     from ditscope.core.manifest import GuidanceRecord
