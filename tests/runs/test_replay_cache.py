@@ -145,7 +145,7 @@ def other_run(path):
 
 DAMAGE = {
     "header": flipped(5),
-    "numbers": flipped(2000),
+    "numbers": flipped(1500),
     "digest": flipped(-1),
     "cut": lambda path: path.write_bytes(path.read_bytes()[:-1]),
     "longer": lambda path: path.write_bytes(path.read_bytes() + b"0"),
