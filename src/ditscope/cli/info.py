@@ -37,6 +37,9 @@ def info(
     verify: Annotated[
         bool, typer.Option("--verify", help="Check every byte and number of a run.")
     ] = False,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="With --verify: run every step of it again, too.")
+    ] = False,
     repair: Annotated[
         bool, typer.Option("--repair", help="Keep what is whole of a run, and name what is not.")
     ] = False,
@@ -53,7 +56,9 @@ def info(
     if verify:
         if path is None or facts["kind"] != "run":
             raise BadRequest("only a run can be verified", file=path, field="--verify")
-        facts |= verification(place_of(path))
+        facts |= verification(place_of(path), replay=replay)
+    elif replay:
+        raise BadRequest("is a part of --verify", field="--replay", fix="give both")
     if json:
         print_json(facts)
     else:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ditscope.core.manifest import GuidanceRecord
     from ditscope.core.sites import Site
     from ditscope.runs.reader import Run
+    from ditscope.runs.replay import Replayed
 
 Facts = dict[str, object]
 """What is known of one thing, ready for JSON: text, numbers, lists and mappings of them."""
@@ -50,8 +51,10 @@ def run_facts(folder: Path) -> Facts:
         "qk_steps": list(manifest.qk_steps),
         "proof": proof_facts(run),
         "size": run_sizes(run),
+        "cache": run.replays.usage()._asdict(),
         **({"lost": list(manifest.lost)} if manifest.lost else {}),
         "made_with": manifest.versions,
+        "made_on": manifest.machine or "not recorded",
     }
 
 
@@ -98,11 +101,11 @@ def run_sizes(run: Run) -> dict[str, int]:
     return parts
 
 
-def verification(folder: Path) -> Facts:
-    """What `Run.verify` says of a run."""
+def verification(folder: Path, *, replay: bool) -> Facts:
+    """What `Run.verify` says of a run; with `replay`, also from running it again."""
     from ditscope.runs.reader import open_run
 
-    found = open_run(folder, allow_partial=True).verify()
+    found = open_run(folder, allow_partial=True).verify(replay=replay)
     return {
         "verified": {
             "files": found.num_files,
@@ -110,7 +113,18 @@ def verification(folder: Path) -> Facts:
             "attention rows": found.num_rows,
             **{f"{name}_error": rounded(value) for name, value in found.proof.items()},
         },
+        **({"replayed": replay_facts(found.replayed)} if found.replayed else {}),
         "problems": list(found.problems),
+    }
+
+
+def replay_facts(found: Replayed) -> Facts:
+    """What came of running the run again."""
+    return {
+        "steps": found.steps,
+        "bit for bit": found.exact_steps,
+        "largest difference": rounded(found.difference),
+        **({"where": found.elsewhere} if found.elsewhere else {}),
     }
 
 

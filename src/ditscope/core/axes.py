@@ -8,6 +8,7 @@ SAMPLE, STEP, BRANCH, LAYER, HEAD = "sample", "step", "branch", "layer", "head"
 QUERY, KEY, TOKEN = "query", "key", "token"
 PROVEN = "proven_query"
 HEAD_WIDTH = "head_width"
+WORD = "word"
 Y, X, CHANNEL = "y", "x", "channel"
 
 Branch = Literal["cond", "uncond"]

@@ -12,6 +12,9 @@ from ditscope.core.sites import Site
 
 SCHEMA_VERSION = 1
 
+PROBE = "probe"
+"""The sampler of a run in which real pictures were looked at and nothing was drawn."""
+
 
 class Record(BaseModel):
     """Base of all parts of a manifest: immutable, and an unknown field is an error."""
@@ -112,6 +115,8 @@ class RunManifest(Record):
     qk_steps: tuple[int, ...] = ()  # steps whose Q, K and log-sum-exp are stored
     qk_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     scales: tuple[float, ...] = ()  # softmax scale of each site, unless the step has its own
+    output_numbers: int = Field(default=0, ge=0, le=1024)  # kept of each output; 0: no digest too
+    machine: str = ""  # what decides how its kernels round
     edits: tuple[dict[str, object], ...] = ()  # changes of the attention, in their order
     committed_steps: tuple[int, ...] = ()
     files: dict[str, FileRecord] = Field(default_factory=dict)

@@ -90,7 +90,7 @@ class Parts:
         return None
 
     def _found(self, batch: int, *, complete: bool) -> Run | None:
-        """The part on disk, if there is one that can be opened; with `complete`, one that is whole."""
+        """The part on disk, if one can be opened; with `complete`, if it is whole."""
         try:
             run = open_run(self.place(batch), allow_partial=not complete)
         except BadRun:

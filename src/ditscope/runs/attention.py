@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from ditscope.core.axes import BRANCH, HEAD, KEY, LAYER, QUERY, SAMPLE, STEP, X, Y
 from ditscope.core.sites import Site
 from ditscope.errors import BadRequest, foreign, listed
+from ditscope.runs import outputs
 from ditscope.runs.attention_rows import Operands, Tokens, looked_at, looking
 from ditscope.runs.choices import ALL, MEAN, Choice, chosen, layer_of, tokens_of
 from ditscope.runs.labelled import sample_coords, site_coords, step_coords
 from ditscope.runs.layout import Layout
+from ditscope.runs.outputs import Agreement
 
 Load = Callable[[int, Any, int, int], Operands]
 """Step, branch, sample and layer of one attention call to what it worked on."""
@@ -130,6 +132,7 @@ def _collected(
     length = site.keys if axis == QUERY else site.queries
     total = np.zeros((*(choices[name].size for name in _AXES), length))
     sources, worst = set(), 0.0
+    agreements: set[Agreement | None] = set()
     # The layer before branch and sample: these lie in one chunk.
     order = (STEP, LAYER, BRANCH, SAMPLE)
     for place in itertools.product(*(enumerate(choices[name].indices) for name in order)):
@@ -144,11 +147,23 @@ def _collected(
         found = found[picked] if head.stays else found[picked].mean(axis=0, keepdims=True)
         total[tuple(choices[name].position(number[name]) for name in _AXES[:-1])] += found
         sources.add(operands.source)
+        agreements |= {operands.agreement} if operands.source == "replayed" else set()
     averaged = [len(choices[name].indices) for name in order if not choices[name].stays]
     notes: dict[str, object] = {"source": " and ".join(sorted(sources))}
     if axis == QUERY:
         notes["row_sum_error"] = worst
+    notes |= _verified(agreements)
     return _Found((total / np.prod(averaged, initial=1)).astype(np.float32), notes)
+
+
+def _verified(agreements: set[Agreement | None]) -> dict[str, object]:
+    """How what was replayed compares with the recording; what was stored, by its digest."""
+    if not agreements:
+        return {"verified": "sha256"}
+    least = outputs.worst(each for each in agreements if each)
+    if least is None or None in agreements:
+        return {"verified": outputs.NOT_KEPT}
+    return {"verified": str(least), "replay_difference": least.difference}
 
 
 def _labelled(

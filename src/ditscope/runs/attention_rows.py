@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ditscope.errors import BadRun
 from ditscope.runs.chunks import widen
+from ditscope.runs.outputs import Agreement
 
 ROW_SUM_TOLERANCE = 1e-3
 BLOCK_ELEMENTS = 2**20
@@ -37,6 +38,7 @@ class Operands:
     scale: float
     source: Literal["stored", "replayed"]
     numbers: str = "float32"  # what q and k were computed in
+    agreement: Agreement | None = None  # of a replay with the recording, if that can be told
 
     @property
     def nbytes(self) -> int:

@@ -11,6 +11,7 @@
       qk/{q,k}          (step, branch, sample, layer, head, query | key, head_width)
       qk/lse            (step, branch, sample, layer, head, query): natural log
       qk/{values,outputs}  (step, branch, sample, layer, head, key | proven query): see `proof`
+      outputs           (step, branch, sample, word): digest and some numbers, see `outputs`
       proof/<error>     (step, branch, sample, layer, head), NaN where nothing was rebuilt
     COMPLETE            written last: the digest of run.json
 
@@ -41,6 +42,7 @@ from ditscope.core.axes import (
     STATISTIC_AXES,
     STEP,
     TOKEN,
+    WORD,
     Branch,
     X,
     Y,
@@ -49,6 +51,7 @@ from ditscope.core.manifest import RunManifest
 from ditscope.core.standard_error import described
 from ditscope.errors import BadRun
 from ditscope.runs.arrays import DATA, ITEM_BYTES, ZARR_JSON, ArraySpec
+from ditscope.runs.outputs import DIGEST_WORDS
 from ditscope.runs.proof import ERRORS
 
 MANIFEST, COMPLETE, IMAGES = "run.json", "COMPLETE", "images"
@@ -78,17 +81,14 @@ class Layout:
     tokens: Mapping[str, ArraySpec]  # likewise
     qk: Mapping[str, ArraySpec]  # q, k, lse and their witness; empty if none are kept
     proof: Mapping[str, ArraySpec]  # errors of what was rebuilt, by name; empty if nothing was
+    outputs: ArraySpec | None  # what is kept of the network's outputs
 
     @property
     def arrays(self) -> tuple[ArraySpec, ...]:
         """All arrays."""
         metrics = (*self.stats.values(), *self.tokens.values(), *self.proof.values())
-        return (*self._pictures, *metrics, *self.qk.values())
-
-    @property
-    def _pictures(self) -> tuple[ArraySpec, ...]:
-        pictures = (self.latents, self.final)
-        return (*pictures, self.masks) if self.masks else pictures
+        some = (spec for spec in (self.masks, self.outputs) if spec is not None)
+        return (self.latents, self.final, *metrics, *self.qk.values(), *some)
 
     @property
     def group_files(self) -> list[str]:
@@ -103,6 +103,7 @@ class Layout:
     def step_files(self, step: int) -> list[str]:
         """The chunks of one step."""
         files = list(self.latents.chunk_files(step=step))
+        files += self.outputs.chunk_files(step=step) if self.outputs else ()
         for spec in (*self.stats.values(), *self.tokens.values(), *self.proof.values()):
             files += spec.chunk_files(step=step)
         if step in self.manifest.qk_steps:
@@ -171,6 +172,7 @@ def layout_of(manifest: RunManifest) -> Layout:
         },
         qk=_qk(manifest, len(branches)) if manifest.qk_steps else {},
         proof=_proof(manifest, len(branches)),
+        outputs=_outputs(manifest, len(branches)) if manifest.output_numbers else None,
     )
     num_files = sum(spec.num_chunks for spec in layout.arrays) + len(manifest.labels)
     if num_files > MAX_FILES:
@@ -213,6 +215,17 @@ def _proof(manifest: RunManifest, num_branches: int) -> dict[str, ArraySpec]:
         name: _array(f"proof/{name}", axes, "float32", {"long_name": about, "units": "1"})
         for name, about in ERRORS.items()
     }
+
+
+def _outputs(manifest: RunManifest, num_branches: int) -> ArraySpec:
+    axes = {
+        STEP: len(manifest.steps),
+        BRANCH: num_branches,
+        SAMPLE: len(manifest.labels),
+        WORD: DIGEST_WORDS + 2 * manifest.output_numbers,
+    }
+    about = {"long_name": "SHA-256 (8 words) and float32 numbers of the network's output"}
+    return _array("outputs", axes, "uint16", about)
 
 
 def _head_axes(manifest: RunManifest, num_branches: int) -> dict[str, int]:

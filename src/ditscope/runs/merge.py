@@ -23,7 +23,7 @@ from ditscope.runs.writer import RunWriter
 _COMPARED = [
     field
     for field in RunManifest.model_fields
-    if field not in {"created", "model", "committed_steps", "files", "repaired", "lost"}
+    if field not in {"created", "model", "committed_steps", "files", "repaired", "lost", "machine"}
 ]
 """Fields in which a part must be what the whole says; the model's are compared one by one."""
 
@@ -74,7 +74,9 @@ def merge(parts: Sequence[Run], manifest: RunManifest, writer: RunWriter) -> Non
             }
             for by_name in _metrics(parts)
         )
-        writer.write_step(step.index, np.concatenate(latents), stats, tokens, proof)
+        outputs = [_of_step(run, run.layout.outputs, step) for run in parts if run.layout.outputs]
+        words = np.concatenate(outputs, axis=1) if outputs else None
+        writer.write_step(step.index, np.concatenate(latents), stats, tokens, proof, words)
         if step.index in manifest.qk_steps:
             for layer in range(len(manifest.sites)):
                 _qk(parts, manifest, writer, step.index, layer)

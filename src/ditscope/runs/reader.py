@@ -31,7 +31,8 @@ from ditscope.runs.layout import (
     seals,
 )
 from ditscope.runs.operands import OperandsCache, Place, is_stored, stored
-from ditscope.runs.replay import replay
+from ditscope.runs.replay import replay, replay_run
+from ditscope.runs.replay_cache import ReplayCache, limit_from_environment
 from ditscope.runs.target import interrupted_swap, parts_folder
 
 if TYPE_CHECKING:
@@ -45,19 +46,20 @@ Head = int | Literal["mean"]
 
 
 class Run:
-    """A recorded sampling. Nothing on disk is changed; bytes are checked whenever they are decoded.
+    """A recorded sampling. It is not changed; bytes are checked whenever they are decoded.
 
     `manifest` says what was run; `complete` is false for a run that was interrupted or is still
     being written, of which only the committed steps are shown. `layout` and `files` are the arrays
-    and files underneath, for tools.
+    and files underneath, for tools, and `replays` is what replays have left in its cache.
     """
 
-    def __init__(self, path: Path, layout: Layout, *, complete: bool) -> None:
+    def __init__(self, path: Path, layout: Layout, *, complete: bool, cache_bytes: int = 0) -> None:
         self.path = path
         self.manifest = layout.manifest
         self.complete = complete
         self.layout = layout
         self.files = RunFiles(path, layout.manifest.files, layout.manifest.lost)
+        self.replays = ReplayCache(path, layout, cache_bytes)
         self._operands = OperandsCache(self._load)
 
     def __repr__(self) -> str:
@@ -178,9 +180,12 @@ class Run:
         """Where tokens look, (..., y, x): probabilities that sum to 1; or who looks at them.
 
         Exact: from stored Q, K and log-sum-exp where they were kept, else by running that one step
-        again (`attrs["source"]`: "stored" or "replayed"). What is asked for as one index is no axis
-        of the result but an attribute. A mean over layers or heads holds one call of attention at a
-        time.
+        again (`attrs["source"]`: "stored" or "replayed"). `attrs["verified"]` says whether a replay
+        gave the network's recorded output "bit for bit", or on another machine how far it was from
+        it (`replay_difference`). It is kept in the cache of the run and read from there.
+
+        What is asked for as one index is no axis of the result but an attribute. A mean over layers
+        or heads holds one call of attention at a time.
 
         Args:
             layer: index or name of a site; several; "all"; or "mean" over all.
@@ -238,11 +243,17 @@ class Run:
             tokens = np.array([index_of(QUERY, token, site.queries) for token in queries], np.intp)
         return maps(self._operands.get(step, branch, sample, site.index), tokens)
 
-    def verify(self) -> Verification:
-        """Hash every file and check every number; what is wrong is listed, not raised."""
+    def verify(self, *, replay: bool = False) -> Verification:
+        """Hash every file and check every number; what is wrong is listed, not raised.
+
+        With `replay` every step is run again through the network and the sampler too, which needs
+        torch and the weights, and takes as long as the sampling: each next latent is compared with
+        the stored one. Bits that differ by rounding are reported, and are no problem.
+        """
         from ditscope.runs.verify import verify
 
-        return verify(self.files, self.layout, ended=ended(self.layout))
+        found = verify(self.files, self.layout, ended=ended(self.layout))
+        return found.with_replay(replay_run(self)) if replay else found
 
     def _load(self, step: int, branch: Branch, sample: int, layer: int) -> Mapping[Place, Operands]:
         if is_stored(self.files, self.layout, step, sample, layer):
@@ -252,19 +263,23 @@ class Run:
                 f"step {step} cannot be run again: its latent was lost before the run was repaired",
                 file=self.path,
             )
-        again = replay(self, step=step, branch=branch, sample=sample, layer=layer)
-        return {(step, branch, sample, layer): again}
+        return replay(self, self.replays, step=step, sample=sample, layer=layer)
 
 
-def open_run(path: str | os.PathLike[str], allow_partial: bool = False) -> Run:
+def open_run(
+    path: str | os.PathLike[str], allow_partial: bool = False, *, cache_bytes: int | None = None
+) -> Run:
     """The run in the directory `path`, after its manifest, files and array shapes are checked.
 
     Args:
         path: the run directory.
         allow_partial: open a run that was interrupted, or is still being written, too; it shows
             the steps that are whole.
+        cache_bytes: what replayed attention may take in its folder `cache`; 0: nothing is cached.
+            None: as `DITSCOPE_REPLAY_CACHE` says in MiB, else 1 GiB.
 
     Raises:
+        BadRequest: the cache is to have a size that is none.
         BadRun: no run, a partial one, made by a newer version, damaged, or not what a run may be.
     """
     folder = Path(path)
@@ -297,7 +312,10 @@ def open_run(path: str | os.PathLike[str], allow_partial: bool = False) -> Run:
             "seals it with them",
         )
     whole = not repaired or (committed == total and ended(layout))
-    run = Run(folder, layout, complete=complete and whole)
+    limit = limit_from_environment() if cache_bytes is None else cache_bytes
+    if limit < 0:
+        raise BadRequest(f"found {limit}", field="cache_bytes", expected="bytes, or 0")
+    run = Run(folder, layout, complete=complete and whole, cache_bytes=limit)
     _check_files(run)
     return run
 
@@ -330,7 +348,7 @@ def parsed_manifest(data: bytes, file: Path) -> RunManifest:
 
 
 def check_listed(layout: Layout, file: Path, *, at_end: bool) -> None:
-    """Raise BadRun unless the manifest of `file` lists, or names as lost, what the run must hold."""
+    """Raise BadRun unless the manifest in `file` lists what the run holds, or says it is lost."""
     manifest = layout.manifest
     expected = layout.files(len(manifest.committed_steps), ended=at_end)
     found = manifest.files.keys() | manifest.lost.keys()

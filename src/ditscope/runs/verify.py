@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from ditscope.runs.attention_rows import Tokens, looking
 from ditscope.runs.files import LostFile, RunFiles
 from ditscope.runs.layout import Layout
 from ditscope.runs.operands import stored
+from ditscope.runs.replay import Replayed
 from ditscope.runs.verify_proof import Proven, proof_checks
 
 CHECKED_ROWS = 32
@@ -36,11 +37,17 @@ class Verification:
     num_bytes: int
     num_rows: int  # stored attention rows that were rebuilt and summed
     proof: dict[str, float]  # largest error of each kind of `runs.proof`, computed again
+    replayed: Replayed | None = None  # if the run was run again
 
     @property
     def ok(self) -> bool:
         """Whether nothing is wrong."""
         return not self.problems
+
+    def with_replay(self, found: Replayed) -> Verification:
+        """The same with what came of running the run again."""
+        problems = (*self.problems, *([found.problem] if found.problem else []))
+        return replace(self, problems=problems, replayed=found)
 
 
 def verify(files: RunFiles, layout: Layout, *, ended: bool) -> Verification:
@@ -106,7 +113,8 @@ def _step_checks(files: RunFiles, layout: Layout, step: int) -> Iterator[Check]:
     for statistic, spec in layout.stats.items():
         for name in spec.chunk_files(step=step):
             yield partial(_in_bounds, files, layout, statistic, step, name)
-    for spec in (*layout.tokens.values(), *layout.proof.values()):
+    outputs = (layout.outputs,) if layout.outputs else ()
+    for spec in (*layout.tokens.values(), *layout.proof.values(), *outputs):
         for name in spec.chunk_files(step=step):
             yield partial(_decodes, files, spec, name)
     if step in layout.manifest.qk_steps and not layout.manifest.steps[step].proven_queries:

@@ -111,6 +111,7 @@ class RunWriter:
         stats: Mapping[str, NDArray[np.float32]],
         tokens: Mapping[str, NDArray[np.float32]] | None = None,
         proof: Mapping[str, NDArray[np.float32]] | None = None,
+        outputs: NDArray[np.uint16] | None = None,
     ) -> None:
         """Write the network input of one evaluation and its metrics.
 
@@ -122,6 +123,8 @@ class RunWriter:
             tokens: every token statistic, likewise, each (branch, sample, layer, head, token).
             proof: the errors of `ditscope.runs.proof`, each as a statistic; NaN where nothing was
                 rebuilt.
+            outputs: what `ditscope.runs.outputs.words_of` keeps of the network's outputs, (branch,
+                sample, word), where the manifest has `output_numbers`.
 
         Raises:
             BadRequest: out of order, a statistic is missing or unknown, or a shape is wrong.
@@ -142,6 +145,11 @@ class RunWriter:
                 )
         _expect_finite(latent, f"step {index}")
         self._put_block(self._layout.latents, latent, step=index)
+        spec = self._layout.outputs
+        if (outputs is None) != (spec is None):
+            raise BadRequest("are missing" if spec else "are not kept", field="outputs")
+        if outputs is not None and spec is not None:
+            self._put_block(spec, self._all_branches(index, outputs, 0), step=index)
         for _, given, known in groups:
             for name, spec in known.items():
                 self._put_block(spec, self._all_branches(index, given[name], np.nan), step=index)

@@ -123,7 +123,7 @@ def _draw(job: Job, report: Report | None, recorder: Recorder | None) -> list[Te
     """
     total, seeds, trajectories, states = len(job.plan.evaluations), job.sample_seeds, [], []
     for batch in job.batches:
-        noise = _noise([seeds[index] for index in batch], job.pipe.device)
+        noise = noise_of([seeds[index] for index in batch], job.pipe.device)
         start = noise((len(batch), *job.pipe.latent_shape))
         trajectories.append(sampler.trajectory(job.plan, start, noise))
         states.append(next(trajectories[-1])[0])
@@ -134,16 +134,17 @@ def _draw(job: Job, report: Report | None, recorder: Recorder | None) -> list[Te
             recorder.commit(torch.cat(states), evaluation)
         if report:
             report(evaluation.index + 1, total)
-        states = [_sent(*each) for each in zip(trajectories, outputs, strict=True)]
+        states = [sent(*each) for each in zip(trajectories, outputs, strict=True)]
     return [final.cpu() for final in states]
 
 
-def _noise(seeds: Sequence[int], device: torch.device) -> Noise:
+def noise_of(seeds: Sequence[int], device: torch.device) -> Noise:
+    """Draws of the samples of these seeds, on `device`."""
     draw = SampleNoise(seeds)
     return lambda shape: draw(shape).to(device)
 
 
-def _sent(trajectory: Trajectory, output: Tensor) -> Tensor:
+def sent(trajectory: Trajectory, output: Tensor) -> Tensor:
     """The state after the network's `output`; after the last one it is the picture."""
     try:
         return trajectory.send(output)[0]
@@ -170,7 +171,10 @@ def _guided(job: Job, batch: tuple[int, ...], recorder: Recorder | None) -> Deno
         watching = recorder.watching(batch, evaluation, branches) if recorder else nullcontext()
         editing = EditedForward(edits, job.sites, evaluation.index) if edits else nullcontext()
         with watching, editing:
-            return pipe.network(x, timestep, labels)
+            output = pipe.network(x, timestep, labels)
+        if recorder:
+            recorder.saw(output, batch, branches)
+        return output
 
     return guide(
         network,

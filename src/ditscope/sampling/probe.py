@@ -24,6 +24,7 @@ from ditscope.attention.edits.edit import is_edited
 from ditscope.attention.edits.forward import EditedForward
 from ditscope.core.axes import BRANCHES, Branch
 from ditscope.core.labels import find_class
+from ditscope.core.manifest import PROBE
 from ditscope.data.given import Given, Picture, given_pictures
 from ditscope.data.scenes import EmojiScenes
 from ditscope.diffusion.ddpm import DDPMProcess, q_sample
@@ -36,9 +37,6 @@ from ditscope.runs.target import check_target
 from ditscope.sampling.draw import Report
 from ditscope.sampling.job import Job, Settings, checked, parsed
 from ditscope.sampling.recorder import Recorder, manifest_of
-
-PROBE = "probe"
-"""What a manifest calls the sampler of a run in which nothing was drawn."""
 
 RECORDING = ("seed", "batch_size", "metrics", "detail", "only", "qk_steps", "edits")
 """Settings of a sampling that a probe has too."""
@@ -142,7 +140,8 @@ def _forward(
     edits = job.settings.edits
     editing = EditedForward(edits, job.sites, evaluation.index) if edits else nullcontext()
     with recorder.watching(batch, evaluation, branches), editing:
-        job.pipe.network(x.repeat(len(branches), 1, 1, 1), evaluation.timestep, y)
+        output = job.pipe.network(x.repeat(len(branches), 1, 1, 1), evaluation.timestep, y)
+    recorder.saw(output, batch, branches)
 
 
 def evaluations_at(process: Process, noise_levels: Sequence[float]) -> tuple[Evaluation, ...]:

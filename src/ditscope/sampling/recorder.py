@@ -40,10 +40,12 @@ from ditscope.core.standard_error import described
 from ditscope.diffusion.guidance import branches_at
 from ditscope.diffusion.schedule import Evaluation
 from ditscope.runs.background import Background
+from ditscope.runs.outputs import NUMBERS, words_of
 from ditscope.runs.proof import ERRORS, proven_queries
 from ditscope.runs.writer import RunWriter
 from ditscope.sampling.job import Job
 from ditscope.sampling.kept_call import HostCopy, KeptCall
+from ditscope.sampling.machine import machine_of
 from ditscope.version import __version__
 
 
@@ -63,6 +65,7 @@ class Recorder:
         self._proof: dict[str, NDArray[np.float32]] = {}  # of this step
         self._stats: list[dict[str, NDArray[np.float32]]] = []  # of this step, one per batch
         self._tokens: list[dict[str, NDArray[np.float32]]] = []  # likewise
+        self._outputs: list[tuple[tuple[int, int], HostCopy]] = []  # likewise, branches and samples
         self._before: dict[tuple[int, ...], Moment] = {}  # the last forward of each batch
 
     def __enter__(self) -> Self:
@@ -121,6 +124,10 @@ class Recorder:
         ):
             kept.append({name: _branches_first(values, shape) for name, values in found.items()})
 
+    def saw(self, output: Tensor, batch: tuple[int, ...], branches: tuple[Branch, ...]) -> None:
+        """Note what the network returned (branches * B, C, h, w): a replay is held against it."""
+        self._outputs.append(((len(branches), len(batch)), HostCopy(output)))
+
     def commit(self, x: Tensor, evaluation: Evaluation) -> None:
         """Make the evaluation at state `x` (S, C, h, w) part of the run."""
         stats, tokens = (
@@ -133,14 +140,17 @@ class Recorder:
         self._stats.clear()
         self._tokens.clear()
         proof, self._proof = self._proof, {}
+        outputs, self._outputs = self._outputs, []
         latent, index = HostCopy(x), evaluation.index
 
         def write() -> None:
-            self._writer.write_step(index, latent.numpy(), stats, tokens, proof)
+            words = np.concatenate([_words(*each) for each in outputs], axis=1)
+            self._writer.write_step(index, latent.numpy(), stats, tokens, proof, words)
             self._writer.commit_step(index)
 
         arrays = (*stats.values(), *tokens.values(), *proof.values())
-        self._background.submit(latent.nbytes + sum(each.nbytes for each in arrays), write)
+        waiting = [latent, *arrays, *(copy for _, copy in outputs)]
+        self._background.submit(sum(each.nbytes for each in waiting), write)
 
     def finish(
         self, final: Tensor, images: NDArray[np.uint8], masks: NDArray[np.float32] | None = None
@@ -238,6 +248,8 @@ def manifest_of(job: Job) -> RunManifest:
         qk_steps=settings.qk_steps,
         qk_dtype=pipe.dtype if settings.qk_steps else None,
         scales=tuple(site.head_width**-0.5 for site in sites),
+        output_numbers=NUMBERS,
+        machine=machine_of(pipe.device),
         edits=specs_of(settings.edits),
     )
 
@@ -263,6 +275,12 @@ def _step_record(job: Job, each: Evaluation) -> StepRecord:
         if keeps_qk or job.measures(each)
         else (),
     )
+
+
+def _words(shape: tuple[int, int], output: HostCopy) -> NDArray[np.uint16]:
+    """What is kept of the outputs of one batch: (branch, sample, word)."""
+    rows = [words_of(row, NUMBERS) for row in output.numpy()]
+    return np.stack(rows).reshape(*shape, -1)
 
 
 def _described(name: str) -> MetricRecord:

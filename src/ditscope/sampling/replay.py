@@ -1,7 +1,8 @@
 """Running one recorded step again, to see attention that was not stored.
 
-The step is repeated on its stored latent, under the edits of the run, with the very batch it was
-recorded in, since another batch size may take another kernel and round differently.
+A step is repeated on its stored latent, under the edits of the run, with the very batch it was
+recorded in, since another batch size may take another kernel and round differently. The weights
+must be those of the run, and the network's output is held against what the run keeps of it.
 
 Shapes: B rows of one batch, H heads, N tokens, K head width.
 """
@@ -11,82 +12,180 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
-from ditscope.attention.capture import Capture, Seen
+from ditscope.attention.capture import Capture, OnAttention, Seen
 from ditscope.attention.edits.forward import EditedForward
 from ditscope.attention.edits.kinds import AnyEdit, edits_of
 from ditscope.core.axes import Branch
 from ditscope.core.manifest import ModelRecord
+from ditscope.diffusion.guidance import guide
+from ditscope.diffusion.schedule import Evaluation
 from ditscope.errors import BadCheckpoint, BadRequest, BadRun
 from ditscope.model.config import DiTConfig
-from ditscope.pipeline import DType, Pipeline, load
+from ditscope.pipeline import DTYPES, DType, Pipeline, load
+from ditscope.runs.attention_rows import Operands
 from ditscope.runs.layout import MANIFEST
+from ditscope.runs.operands import Place
+from ditscope.runs.outputs import Agreement, agreement, worst
 from ditscope.runs.reader import Run
+from ditscope.sampling.kept_call import HostCopy
+from ditscope.sampling.machine import machine_of
 
-Operands = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], float]
-"""q (H, N, K), k (H, N, K), log-sum-exp (H, N), softmax scale."""
+KEPT_BYTES = 512 * 2**20
+"""What replayed forwards take in memory at most, or the last one: looking at many layers and
+samples of a step costs one forward also where a run has no cache on disk."""
 
-KEPT_FORWARDS = 4
-"""Replayed forwards of one sample that are kept: looking at many layers of a step costs one."""
-
-_forwards: OrderedDict[tuple[str, int, int], dict[tuple[Branch, int], Operands]] = OrderedDict()
-"""By digest of the run, step and sample."""
+_forwards: OrderedDict[tuple[str, int, int], Mapping[Place, Operands]] = OrderedDict()
+"""By digest of the run, step and first sample."""
 
 _lock = threading.Lock()
 
 
-def replay_step(run: Run, step: int, branch: Branch, sample: int, layer: int) -> Operands:
-    """What the attention call of one sample at one step computed with, from running it again.
+def replay_step(run: Run, step: int, sample: int) -> Mapping[Place, Operands]:
+    """What the attention calls of one sample at one step computed with, from running it again.
+
+    Other samples of its batch come with it, where all of them fit in `KEPT_BYTES`.
 
     Raises:
         BadCheckpoint: the model is gone, or its weights are not those of the run.
-        BadRun: the run was edited in a way that is unknown here or does not fit its sites.
+        BadRun: the run was edited in a way that is unknown here or does not fit its sites, or the
+            network's output is not the recorded one, by more than rounding.
     """
-    place = (run.digest, step, sample)
+    batch = next(batch for batch in run.manifest.batches if sample in batch)
+    samples = batch if _nbytes(run, step) * len(batch) <= KEPT_BYTES else (sample,)
+    place = (run.digest, step, samples[0])
     with _lock:
         if place not in _forwards:
-            _forwards[place] = _forward(run, step, sample)
-            while len(_forwards) > KEPT_FORWARDS:
+            _forwards[place] = _operands(run, step, batch, samples)
+            while len(_forwards) > 1 and _kept_bytes() > KEPT_BYTES:
                 _forwards.popitem(last=False)
         _forwards.move_to_end(place)
-        return _forwards[place][branch, layer]
+        return _forwards[place]
+
+
+def _nbytes(run: Run, step: int) -> int:
+    """What one sample of a replayed forward takes; Q and K counted as float32."""
+    sites, branches = run.manifest.sites, len(run.manifest.steps[step].branches)
+    numbers = sum(
+        site.heads * ((site.queries + site.keys) * site.head_width + site.queries) for site in sites
+    )
+    return 4 * branches * numbers
+
+
+def _kept_bytes() -> int:
+    return sum(each.nbytes for forward in _forwards.values() for each in forward.values())
+
+
+def _operands(
+    run: Run, step: int, batch: tuple[int, ...], samples: tuple[int, ...]
+) -> dict[Place, Operands]:
+    """Repeat the forward of `batch`; the operands of the rows of `samples`."""
+    branches = run.manifest.steps[step].branches
+    rows: dict[tuple[Branch, int], int] = {
+        (branch, sample): half * len(batch) + batch.index(sample)
+        for half, branch in enumerate(branches)
+        for sample in samples
+    }
+    kept: dict[tuple[Branch, int, int], tuple[list[HostCopy], float, DType]] = {}
+
+    def keep(seen: Seen) -> None:
+        q, k = seen.operands.q, seen.operands.k
+        for (branch, sample), row in rows.items():
+            parts = [HostCopy(part[row]) for part in (q, k, seen.lse)]
+            kept[branch, sample, seen.site.index] = (parts, seen.operands.scale, DTYPES[q.dtype])
+
+    output, _ = repeat(run, step, batch, keep)
+    agreements = agreements_of(run, step, batch, output)
+    least = worst(agreements.values())
+    if least and not least.within_rounding(run.manifest.model.dtype):
+        raise BadRun(
+            f"step {step} is not what was recorded: the network's output is {least}, which is no "
+            "rounding",
+            file=run.path,
+            fix="record the run again with this version",
+        )
+    return {
+        (step, branch, sample, layer): Operands(
+            *(part.numpy() for part in parts),
+            scale=scale,
+            source="replayed",
+            numbers=numbers,
+            agreement=agreements.get((branch, sample)),
+        )
+        for (branch, sample, layer), (parts, scale, numbers) in kept.items()
+    }
 
 
 @torch.inference_mode()
-def _forward(run: Run, step: int, sample: int) -> dict[tuple[Branch, int], Operands]:
-    """Repeat the forward that `sample` was part of; the operands of its own rows."""
-    manifest, edits = run.manifest, _edits(run)
-    pipe = _pipeline(manifest.model)
-    record = manifest.steps[step]
-    batch = next(batch for batch in manifest.batches if sample in batch)
-    found: dict[tuple[Branch, int], Operands] = {}
+def repeat(
+    run: Run, step: int, batch: tuple[int, ...], on_attention: OnAttention | None = None
+) -> tuple[Tensor, Tensor]:
+    """Repeat the forward of `batch` at `step`: the network's output, and what guidance makes of it.
 
-    def keep(seen: Seen) -> None:
-        attention = seen.operands
-        for half, branch in enumerate(record.branches):
-            row = half * len(batch) + batch.index(sample)
-            parts = (attention.q, attention.k, seen.lse)
-            q_row, k_row, lse_row = (part[row].float().cpu().numpy() for part in parts)
-            found[branch, seen.site.index] = (q_row, k_row, lse_row, attention.scale)
+    Raises as `replay_step`.
+    """
+    manifest, record, edits = run.manifest, run.manifest.steps[step], _edits(run)
+    pipe = pipeline_of(run)
+    outputs: list[Tensor] = []
 
+    def network(
+        x: Tensor,
+        timestep: float,
+        labels: Tensor,
+        evaluation: Evaluation,
+        branches: tuple[Branch, ...],
+    ) -> Tensor:
+        watching = Capture(manifest.sites, (), on_attention=on_attention)
+        with watching, EditedForward(edits, manifest.sites, step):
+            outputs.append(pipe.network(x, timestep, labels))
+        return outputs[-1]
+
+    denoise = guide(
+        network,
+        torch.tensor([manifest.labels[index].index for index in batch], device=pipe.device),
+        manifest.guidance.null_label,
+        manifest.guidance.scale,
+        channels=manifest.guidance.channels,
+        interval=manifest.guidance.interval,
+    )
     latent = torch.from_numpy(run.latents.isel(step=step, sample=list(batch)).values)
-    labels = {
-        "cond": [manifest.labels[index].index for index in batch],
-        "uncond": [manifest.guidance.null_label] * len(batch),
-    }
-    y = torch.tensor([label for branch in record.branches for label in labels[branch]])
-    watching = Capture(manifest.sites, (), on_attention=keep)
-    with watching, EditedForward(edits, manifest.sites, step):
-        pipe.network(
-            latent.repeat(len(record.branches), 1, 1, 1), record.timestep, y.to(pipe.device)
+    evaluation = Evaluation(
+        record.index, record.solver_step, record.evaluation, record.timestep, record.noise_level
+    )
+    guided = denoise(latent.to(pipe.device), evaluation)
+    if len(outputs[0]) != len(batch) * len(record.branches):
+        raise BadRun("are not what its guidance evaluates", file=run.path, field="branches")
+    return outputs[0], guided
+
+
+def agreements_of(
+    run: Run, step: int, batch: tuple[int, ...], output: Tensor
+) -> dict[tuple[Branch, int], Agreement]:
+    """How `output` compares with the recorded one, by branch and sample; empty if none was kept."""
+    spec, found = run.layout.outputs, output.cpu().numpy()
+    if spec is None or run.files.lost.intersection(spec.chunk_files(step=step)):
+        return {}
+    kept = run.files.block(spec, step=step)  # (branch, sample, word)
+    here = elsewhere(run)
+    return {
+        (branch, sample): agreement(
+            kept[run.layout.branches.index(branch), sample], found[half * len(batch) + row], here
         )
-    return found
+        for half, branch in enumerate(run.manifest.steps[step].branches)
+        for row, sample in enumerate(batch)
+    }
+
+
+def elsewhere(run: Run) -> str:
+    """Where `run` was recorded and where it is replayed; "" if these round alike."""
+    there, here = run.manifest.machine, machine_of(pipeline_of(run).device)
+    return "" if there == here else f"recorded on {there or 'an unknown machine'}, now on {here}"
 
 
 def _edits(run: Run) -> tuple[AnyEdit, ...]:
@@ -101,6 +200,11 @@ def _edits(run: Run) -> tuple[AnyEdit, ...]:
                 reason.problem, file=file, field=f"edits.{index}", expected=reason.expected
             ) from None
     return edits
+
+
+def pipeline_of(run: Run) -> Pipeline:
+    """The pipeline of `run`, with its weights compared. Raises BadCheckpoint."""
+    return _pipeline(run.manifest.model)
 
 
 def _pipeline(model: ModelRecord) -> Pipeline:
