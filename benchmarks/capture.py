@@ -3,9 +3,9 @@
 Ways: plain; statistics of every head, written to disk; those that 16 queries of each head tell,
 with their standard errors; the statistics with Q and K of every fifth step; softmax maps made by
 hand and kept in memory, as most scripts do; and attention-map-diffusers, which keeps q and k and
-makes the maps of all heads and steps at the end. The first five sample with our DiT, the peer with
-diffusers' of the same size, against its own plain loop. Times are taken in turn in one process;
-peaks of memory in a fresh process each.
+makes the maps of all heads and steps at the end. All but the last sample with our DiT, the peer
+with diffusers' of the same size, against its own plain loop. Times are taken in turn in one
+process; peaks of memory in a fresh process each.
 """
 
 from __future__ import annotations

@@ -236,7 +236,9 @@ class Watch:
                 self._check_globs(census)
                 self._only.check(census.sites)
                 refuse_undefined(
-                    self._plan.names, [site for site in census.sites if self._only.heads_at(site)]
+                    self._plan.names,
+                    [site for site in census.sites if self._only.heads_at(site)],
+                    sampled=self._only.queries is not None,
                 )
                 warn_of_unseen(census, "watched")
                 self._census = census

@@ -67,7 +67,7 @@ def sample(
         overwrite: Replace a run that is already there, once the new one is complete.
         report: Called after every evaluation of the network.
         settings: Fields of `ditscope.sampling.job.Settings`: steps, cfg_scale, seed, sampler,
-            edits, ...
+            edits, only, ...
 
     Raises:
         BadRequest: an unknown class, setting, sampler or metric, or a value out of range; an edit

@@ -228,7 +228,7 @@ def _check_metrics(job: Job) -> None:
         _check_some(job)
     if settings.metrics == DEFAULT_METRICS:
         return  # before a census is taken
-    refuse_undefined(settings.metrics, job.measured_sites)
+    refuse_undefined(settings.metrics, job.measured_sites, sampled=only.queries is not None)
     if asked.branches and not any(len(branches) == 2 for branches in compared):
         raise BadRequest(
             f"{listed(each.name for each in asked.branches)} compares two branches, and no step "

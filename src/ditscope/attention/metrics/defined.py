@@ -15,13 +15,15 @@ from ditscope.core.statistics import DEFAULT_METRICS
 from ditscope.errors import BadRequest, listed
 
 
-def refuse_undefined(names: Sequence[str], sites: Sequence[Site]) -> None:
+def refuse_undefined(names: Sequence[str], sites: Sequence[Site], *, sampled: bool = False) -> None:
     """Refuse metrics that would be NaN at every site. The default ones are left as they are.
+
+    `sampled`: the default ones are those that a sample of queries can tell.
 
     Raises:
         BadRequest: names them, and says what is missing.
     """
-    if tuple(names) in (DEFAULT_METRICS, sampled_defaults()):
+    if tuple(names) == (sampled_defaults() if sampled else DEFAULT_METRICS):
         return
     idle = [name for name in names if not any(_has_value(name, site) for site in sites)]
     if not idle:
