@@ -5,8 +5,10 @@ import json
 import pytest
 from PIL import Image
 
-from ditscope.cli.figures import TAKES, Kind
+from ditscope.cli.figures import TAKES, Kind, drawn
+from ditscope.runs.reader import open_run
 from tests.analysis.recorded import record
+from tests.plot.drawn import words
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,15 @@ def test_options_reach_the_figure(cli, path, tmp_path):
     assert json.loads(outcome.out) == {"file": target}
 
 
+def test_two_runs_are_called_by_their_folders(path, tmp_path):
+    other = record(tmp_path / "second").path
+    for kind in (Kind.differences, Kind.map_differences):
+        figure = drawn(kind, open_run(path), None, {"other": other})
+        assert "second less run" in words(figure)
+        figure = drawn(kind, open_run(path), None, {"other": other, "class_a": "class 0"})
+        assert "second less class 0" in words(figure)
+
+
 def test_dpi_is_that_of_the_picture(cli, path, tmp_path):
     widths = []
     for dpi in ("72", "144"):
@@ -73,7 +84,7 @@ def test_dpi_is_that_of_the_picture(cli, path, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "told"),
     [
         (("kinds", "--layer", "1"), "`kinds` does not take --layer; expected --branch"),
         (("pictures", "--step", "1"), "`pictures` does not take --step"),
@@ -90,23 +101,23 @@ def test_dpi_is_that_of_the_picture(cli, path, tmp_path):
         (("symmetry", "--axis", "slanted"), "axis: 'slanted'"),
     ],
 )
-def test_what_cannot_be_drawn_is_a_usage_error(cli, path, tmp_path, arguments, words):
+def test_what_cannot_be_drawn_is_a_usage_error(cli, path, tmp_path, arguments, told):
     target = tmp_path / "f.png"
     outcome = cli("plot", arguments[0], path, "-o", str(target), *arguments[1:])
-    assert (outcome.code, outcome.out) == (2, "") and words in outcome.err
+    assert (outcome.code, outcome.out) == (2, "") and told in outcome.err
     assert not target.exists()
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "words"),
+    ("name", "options", "told"),
     [
         ("f.png", (), "a name ending in .gif, .webp, .apng, .mp4"),
         ("f.gif", ("--rate", "0"), "rate: found 0; expected 0.5 to 60 a second"),
     ],
 )
-def test_films_have_formats_of_their_own(cli, tmp_path, name, options, words):
+def test_films_have_formats_of_their_own(cli, tmp_path, name, options, told):
     outcome = cli("plot", "film", str(tmp_path / "none"), "-o", str(tmp_path / name), *options)
-    assert outcome.code == 2 and words in outcome.err
+    assert outcome.code == 2 and told in outcome.err
 
 
 def test_the_format_is_looked_at_first(cli, tmp_path):
