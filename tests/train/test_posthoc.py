@@ -147,6 +147,15 @@ def test_a_resumed_training_has_the_same_snapshots(recorded, tmp_path: Path) -> 
     assert {name: mine[name] for name in mine} == {name: theirs[name] for name in mine}
 
 
+def test_snapshots_change_nothing_else(recorded, tmp_path: Path) -> None:
+    run(config(**{**SETTINGS, "snapshot_every": 0}), tmp_path / "t")
+    plain, watched = newest_checkpoint(tmp_path / "t")[0], newest_checkpoint(recorded[0])[0]
+    assert plain is not None and watched is not None and plain.averages == {}
+    assert same(plain.model, watched.model) and same(plain.ema, watched.ema)
+    assert same(plain.optimizer, watched.optimizer)
+    assert not (tmp_path / "t" / "snapshots").exists()
+
+
 def files(folder: Path) -> list[Path]:
     return [path for path in (folder / "snapshots").rglob("*") if path.is_file()]
 
