@@ -54,8 +54,8 @@ class RunFiles:
                 yield error
             elif record.size > MAX_FILE_BYTES:
                 yield _wrong_size(path, record.size, MAX_FILE_BYTES)
-            elif path.lstat().st_size != record.size:
-                yield _wrong_size(path, path.lstat().st_size, record.size)
+            elif (size := _size(path)) != record.size:
+                yield _wrong_size(path, size, record.size)
 
     def read(self, name: str) -> bytes:
         """The bytes of a listed file.
@@ -162,5 +162,15 @@ def _irregular(path: Path, wanted: Callable[[int], bool], expected: str) -> BadR
     return None if wanted(mode) else BadRun("is something else", file=path, expected=expected)
 
 
-def _wrong_size(path: Path, found: int, recorded: int) -> BadRun:
+def _size(path: Path) -> int | None:
+    """Size of a file; None if it is gone, for a writer may replace the run at this moment."""
+    try:
+        return path.lstat().st_size
+    except OSError:
+        return None
+
+
+def _wrong_size(path: Path, found: int | None, recorded: int) -> BadRun:
+    if found is None:
+        return BadRun("is missing", file=path, expected="a regular file")
     return BadRun(f"{found:,} bytes long", file=path, expected=f"{recorded:,}")

@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from ditscope.runs.verify import Verification
 
 
+MOST_CHANGES = 10
+"""How often a run is looked at again that was replaced or repaired while it was being opened."""
+
 Head = int | Literal["mean"]
 """One head, or the mean over those of a layer: what plots and analyses of one map ask for."""
 
@@ -282,7 +285,34 @@ def open_run(
         BadRequest: the cache is to have a size that is none.
         BadRun: no run, a partial one, made by a newer version, damaged, or not what a run may be.
     """
-    folder = Path(path)
+    limit = limit_from_environment() if cache_bytes is None else cache_bytes
+    if limit < 0:
+        raise BadRequest(f"found {limit}", field="cache_bytes", expected="bytes, or 0")
+    for _ in range(MOST_CHANGES):
+        before = _vouchers(Path(path))
+        try:
+            return _opened(Path(path), limit, allow_partial=allow_partial)
+        except BadRun:
+            if _vouchers(Path(path)) == before:
+                raise
+    return _opened(Path(path), limit, allow_partial=allow_partial)
+
+
+def _vouchers(folder: Path) -> list[tuple[int, ...] | None]:
+    """What tells whether a writer or a repair has changed the run meanwhile."""
+    found: list[tuple[int, ...] | None] = []
+    for path in (folder, folder / MANIFEST, folder / COMPLETE):
+        try:
+            about = path.stat()
+        except OSError:
+            found.append(None)
+        else:
+            changed = 0 if path == folder else about.st_mtime_ns
+            found.append((about.st_dev, about.st_ino, changed))
+    return found
+
+
+def _opened(folder: Path, cache_bytes: int, *, allow_partial: bool) -> Run:
     folder = interrupted_swap(folder) or folder
     if not folder.is_dir():
         problem = "is not a folder" if os.path.lexists(folder) else "does not exist"
@@ -312,10 +342,7 @@ def open_run(
             "seals it with them",
         )
     whole = not repaired or (committed == total and ended(layout))
-    limit = limit_from_environment() if cache_bytes is None else cache_bytes
-    if limit < 0:
-        raise BadRequest(f"found {limit}", field="cache_bytes", expected="bytes, or 0")
-    run = Run(folder, layout, complete=complete and whole, cache_bytes=limit)
+    run = Run(folder, layout, complete=complete and whole, cache_bytes=cache_bytes)
     _check_files(run)
     return run
 
