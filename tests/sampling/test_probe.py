@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+from ditscope.analysis.diagnose.engine import diagnose
+from ditscope.analysis.diagnose.finding import sample_again
 from ditscope.data.codecs import LatentCodec, autoencoder_codec
 from ditscope.data.scenes import EmojiScenes
 from ditscope.diffusion.noise import SampleNoise
@@ -111,6 +114,30 @@ def test_noise_belongs_to_the_picture_and_one_noise_serves_all_levels(
     assert np.array_equal(three.latents[1:, :2], two.latents)
 
 
+def test_levels_come_noisiest_first(flow_folder: Path, tmp_path: Path) -> None:
+    run = probe(
+        load(flow_folder, dtype="float32"),
+        pictures(1)[0],  # one array is one picture
+        ["ant"],
+        noise_levels=[0.1, 0.9, 0.5],
+        record=tmp_path / "run",
+    )
+    assert [step.noise_level for step in run.manifest.steps] == [0.9, 0.5, 0.1]
+
+
+def test_a_probe_is_judged_as_one(flow_folder: Path, tmp_path: Path) -> None:
+    """A picture of no class has one branch twice: no fault. Advice is a command that works."""
+    pipe = load(flow_folder, dtype="float32")
+    levels = [1 - index / 10 for index in range(10)]
+    settings = {"noise_levels": levels, "branches": ("cond", "uncond")}
+    run = probe(pipe, pictures(2), ["ant", None], record=tmp_path / "run", **settings)
+    assert not [each for each in diagnose(run).findings if each.rule == "branches"]
+    command = sample_again(run, "--metrics", "output_norm")
+    words = shlex.split(command)
+    assert words[:2] == ["ditscope", "probe"] and "no class" not in words
+    assert set(words[2:4]) == {str(tmp_path / "run" / name) for name in run.layout.image_files}
+
+
 def test_scenes_bring_their_masks_and_classes(tmp_path: Path) -> None:
     world = EmojiScenes(seed=5, size=64, num_classes=40)
     scenes = [world.scene(index) for index in range(2)]
@@ -144,7 +171,7 @@ def test_files_pictures_of_pillow_and_arrays(flow_folder: Path, tmp_path: Path) 
     given = [tmp_path / "one.png", image, pixels[0]]
     run = probe(pipe, given, noise_levels=[0.5], record=tmp_path / "run", seed=3)
     assert np.array_equal(run.images, np.stack([pixels[0]] * 3))
-    with pytest.raises(BadRequest, match="objects of these pictures are not known"):
+    with pytest.raises(BadRequest, match="objects are not known"):
         run.masks  # noqa: B018
 
 
@@ -163,12 +190,17 @@ NOTHING_LEFT = [
     ({"images": []}, BadRequest, "images: found none"),
     ({"images": pictures()[:, :4]}, BadRequest, r"picture 0 is uint8 of shape \(4, 12, 3\)"),
     ({"images": pictures().astype(np.float32)}, BadRequest, "picture 0 is float32"),
-    ({"images": ["missing.png"]}, BadDataset, "missing.png: is no picture"),
+    ({"images": ["missing.png"]}, BadDataset, "missing.png: is no file"),
     ({"images": [7]}, BadRequest, "picture 0 is int"),
     ({"noise_levels": []}, BadRequest, "noise_levels: found none"),
     ({"noise_levels": [0.5, 0.0]}, BadRequest, "noise_levels: found 0.0"),
     ({"noise_levels": [1.1]}, BadRequest, "noise_levels: found 1.1"),
     ({"noise_levels": [float("nan")]}, BadRequest, "noise_levels: found nan"),
+    ({"noise_levels": [0.5, 0.5]}, BadRequest, "noise_levels: names one twice"),
+    ({"noise_levels": 0.5}, BadRequest, "noise_levels: found 0.5; expected a list"),
+    ({"noise_levels": ["half"]}, BadRequest, "noise_levels: found .*half"),
+    ({"branches": ("cond", "uncond")}, BadRequest, "without a class both branches are one"),
+    ({"images": ["."]}, BadDataset, "is no file"),
     ({"labels": ["ant"]}, BadRequest, "labels: .*a list of 3 classes"),
     ({"labels": "ant"}, BadRequest, "labels: .*a list of 3 classes"),
     ({"labels": ["ant", "ant", "wasp"]}, BadRequest, "there is no class 'wasp'"),
@@ -224,7 +256,7 @@ def test_the_command(flow_folder: Path, tmp_path: Path) -> None:
         ((), 2, "found no picture"),
         (("--scenes", 2), 2, "does not draw emoji scenes"),
         ((tmp_path / "one.png", "--noise-levels", "half"), 2, "noise-levels: found 'half'"),
-        ((tmp_path / "two.png",), 3, "two.png: is no picture"),
+        ((tmp_path / "two.png",), 3, "two.png: is no file"),
     ):
         refused = ditscope(*wrong, "--model", flow_folder, "--out", tmp_path / "no", "--json")
         assert refused.returncode == code and "Traceback" not in refused.stderr

@@ -24,7 +24,8 @@ def probe(
         list[Path] | None, typer.Argument(help="JPEG, PNG, WebP or BMP files.")
     ] = None,
     scenes: Annotated[
-        int | None, typer.Option(min=1, help="In place of files: emoji scenes, with their masks.")
+        int | None,
+        typer.Option(min=1, max=10_000, help="In place of files: scenes, with their masks."),
     ] = None,
     scenes_seed: Annotated[
         int, typer.Option(min=0, help="Of the scenes; models are trained on those of 0.")

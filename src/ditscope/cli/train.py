@@ -125,6 +125,7 @@ def train(
         single={name: value for name, value in single.items() if value is not None},
         settings=set_ or (),
         folder=out,
+        device=device,
     )
     config, notes = resolve(request)
     if export is not None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ditscope.data.pictures import UnreadablePicture, fitted, read_picture
+from ditscope.data.pictures import UnreadablePicture, pixels_of, read_picture
 from ditscope.data.scenes import Scene
 from ditscope.errors import BadDataset, BadRequest, foreign
 
@@ -43,6 +43,8 @@ def given_pictures(images: Iterable[Picture], size: tuple[int, int]) -> Given:
     """
     if isinstance(images, str | os.PathLike | Scene | Image.Image):
         images = [images]
+    if isinstance(images, np.ndarray) and images.ndim == 3:
+        images = [images]
     given = list(images)
     if not given:
         raise BadRequest("found none", field="images", expected="one picture or more")
@@ -56,11 +58,16 @@ def given_pictures(images: Iterable[Picture], size: tuple[int, int]) -> Given:
 def _pixels(picture: object, size: tuple[int, int], number: int) -> NDArray[np.uint8]:
     if isinstance(picture, str | os.PathLike):
         try:
+            if not Path(picture).is_file():
+                raise BadDataset("is no file", file=picture)
             return read_picture(Path(picture), size)
         except UnreadablePicture as reason:
             raise BadDataset(f"is no picture: {reason}", file=picture) from None
     if isinstance(picture, Image.Image):
-        return np.asarray(fitted(picture.convert("RGB"), size), np.uint8)
+        try:
+            return pixels_of(picture, size)
+        except Exception as reason:  # decoders meet broken data with errors of every type
+            raise BadDataset(f"picture {number} cannot be read: {foreign(reason)}") from None
     found = picture.image if isinstance(picture, Scene) else np.asarray(picture)
     if found.dtype != np.uint8 or found.shape != (*size, 3):
         kind = foreign(type(picture).__name__) if found.ndim < 2 else f"{found.dtype}"

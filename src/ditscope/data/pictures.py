@@ -152,8 +152,7 @@ def read_picture(file: Path | BytesIO, size: tuple[int, int] | None = None) -> N
         with Image.open(file, formats=FORMATS) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise UnreadablePicture(f"{opened.width} x {opened.height} pixels")
-            upright = _rgb(ImageOps.exif_transpose(opened))
-            return np.asarray(upright if size is None else fitted(upright, size), np.uint8)
+            return pixels_of(opened, size)
     except UnreadablePicture:
         raise
     except Image.UnidentifiedImageError:
@@ -162,6 +161,12 @@ def read_picture(file: Path | BytesIO, size: tuple[int, int] | None = None) -> N
         raise UnreadablePicture(foreign(reason)) from None
     except Exception as reason:  # decoders meet broken data with errors of every type
         raise UnreadablePicture(f"{type(reason).__name__}: {foreign(reason)}") from None
+
+
+def pixels_of(opened: Image.Image, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """A picture of Pillow, upright, cut to `size` (h, w) if that is given: (h, w, 3) uint8 RGB."""
+    upright = _rgb(ImageOps.exif_transpose(opened))
+    return np.asarray(upright if size is None else fitted(upright, size), np.uint8)
 
 
 def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -153,18 +153,12 @@ class Run:
 
     @cached_property
     def masks(self) -> xarray.DataArray:
-        """What is object in the pictures of a probe: (sample, y, x) float32, 0 to 1.
-
-        Raises BadRun, or BadRequest where the objects are not known.
-        """
+        """Objects in the pictures of a probe: (sample, y, x), 0 to 1. Raises BadRun, BadRequest."""
         from ditscope.runs import labelled
 
         if self.layout.masks is None:
-            raise BadRequest(
-                "the objects of these pictures are not known",
-                file=self.path,
-                fix="ditscope probe --scenes 8 looks at scenes whose objects are",
-            )
+            fix = "ditscope probe --scenes 8 looks at scenes whose objects are known"
+            raise BadRequest("their objects are not known", file=self.path, fix=fix)
         if not ended(self.layout):
             raise BadRun("a partial run has no masks", file=self.path)
         return labelled.masks(self.files, self.layout, self.layout.masks)

@@ -211,25 +211,14 @@ class RunWriter:
             with self._disk():
                 self._target.publish()
 
-    def write_final(self, latents: NDArray[np.float32]) -> None:
-        """Write the end of the sampling, (sample, channel, y, x) float32.
-
-        Raises:
-            NumericalError: not finite.
-            BadRequest: the shape is wrong.
-        """
+    def write_final(
+        self, latents: NDArray[np.float32], masks: NDArray[np.float32] | None = None
+    ) -> None:
+        """Latents (sample, channel, y, x) and masks (sample, y, x). Raises as `write_step`."""
         _expect_finite(latents, "the final latents")
         self._put_block(self._layout.final, latents)
-
-    def write_masks(self, masks: NDArray[np.float32]) -> None:
-        """Write the share of each pixel that the object covers: (sample, y, x) float32, 0 to 1.
-
-        Raises:
-            BadRequest: the manifest has no masks, or the shape or type is wrong.
-        """
-        if self._layout.masks is None:
-            raise BadRequest("this run has no masks", field="mask_shape")
-        self._put_block(self._layout.masks, masks)
+        if masks is not None and self._layout.masks:
+            self._put_block(self._layout.masks, masks)
 
     def write_image(self, sample: int, pixels: NDArray[np.uint8]) -> None:
         """Write one picture, (y, x, 3) uint8. Raises BadRequest for anything else."""

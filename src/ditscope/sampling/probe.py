@@ -66,8 +66,8 @@ def probe(
             network's pictures and cut around the middle.
         labels: What the network is told of each picture: class names or indices; None is no class.
             Without them it is told the classes of scenes, and nothing of other pictures.
-        noise_levels: Share of noise of each step, above 0 to 1: s of a flow; sqrt(1 - alpha_bar) of
-            DDPM, of which the nearest there is counts.
+        noise_levels: Share of noise of each step, above 0 to 1, the noisiest first whatever their
+            order: s of a flow; sqrt(1 - alpha_bar) of DDPM, of which the nearest there is counts.
         record: A new folder for the run.
         branches: `("cond", "uncond")` evaluates the network without the class too.
         overwrite: Replace a run that is already there, once the new one is complete.
@@ -146,7 +146,12 @@ def _forward(
 
 def evaluations_at(process: Process, noise_levels: Sequence[float]) -> tuple[Evaluation, ...]:
     """What the network is told at each noise level. Raises BadRequest for one out of range."""
-    levels = [float(level) for level in noise_levels]
+    try:
+        levels = sorted((float(level) for level in noise_levels), reverse=True)
+    except (TypeError, ValueError):
+        raise BadRequest(
+            f"found {foreign(repr(noise_levels))}", field="noise_levels", expected="a list"
+        ) from None
     if not levels:
         raise BadRequest("found none", field="noise_levels", expected="one or more")
     strange = [level for level in levels if not (math.isfinite(level) and 0 < level <= 1)]
@@ -160,6 +165,8 @@ def evaluations_at(process: Process, noise_levels: Sequence[float]) -> tuple[Eva
         known = (1 - process.alphas_cumprod()).sqrt()  # (num_timesteps,) float64, rising
         nearest = [int((known - level).abs().argmin()) for level in levels]
         told = [(float(index), known[index].item()) for index in nearest]
+    if len(set(told)) < len(told):
+        raise BadRequest("names one twice", field="noise_levels", expected="different levels")
     return tuple(
         Evaluation(index, index, 0, timestep, level) for index, (timestep, level) in enumerate(told)
     )
@@ -182,6 +189,12 @@ def _job(
 ) -> Job:
     if "uncond" in branches:
         _require_null(pipe, "branches")
+        if set(classes) == {pipe.model.config.null_label}:
+            raise BadRequest(
+                "without a class both branches are one",
+                field="branches",
+                expected="a class for some picture",
+            )
     plan = SamplerPlan(pipe.process, PROBE, len(evaluations), evaluations)
     return checked(Job(pipe, chosen, classes, plan, WITH_BOTH if len(branches) == 2 else 1.0))
 

@@ -157,9 +157,7 @@ class Recorder:
     ) -> None:
         """Write the end of the sampling and seal the run; `masks` (S, height, width) of a probe."""
         self._background.wait()
-        self._writer.write_final(final.numpy())
-        if masks is not None:
-            self._writer.write_masks(masks)
+        self._writer.write_final(final.numpy(), masks)
         for index, pixels in enumerate(images):
             self._writer.write_image(index, pixels)
         self._writer.complete()

@@ -38,6 +38,7 @@ from ditscope.pipeline import default_dtype
 from ditscope.train.config import TrainConfig
 from ditscope.train.folder import CONFIG
 from ditscope.train.heads import choose_heads
+from ditscope.train.placing import AUTO, device_kind
 from ditscope.train.presets import DEFAULT, OBJECTIVES, PRESETS, named
 from ditscope.train.recipe import read_toml
 from ditscope.train.start import Start, read_start
@@ -63,6 +64,7 @@ class Request:
     single: Mapping[str, object] = field(default_factory=dict)  # top-level fields
     settings: Sequence[str] = ()  # "learning_rate=2e-4", "model.depth=6"
     folder: Path | None = None  # where it trains; a training in it keeps its number type
+    device: str = AUTO  # what computes
 
 
 def resolve(request: Request) -> tuple[TrainConfig, list[str]]:
@@ -79,7 +81,7 @@ def resolve(request: Request) -> tuple[TrainConfig, list[str]]:
     tree = _said(request, start)
     notes: list[str] = []
     if "precision" not in tree:
-        tree["precision"], why = _precision(request.folder)
+        tree["precision"], why = _precision(request.folder, request.device)
         notes += why
     model = _part(tree, "model")
     if not model:
@@ -144,13 +146,13 @@ def _said(request: Request, start: Start | None) -> Tree:
     return tree
 
 
-def _precision(folder: Path | None) -> tuple[object, list[str]]:
-    """The number type of the training in `folder`, or else the one that is fast on this machine."""
+def _precision(folder: Path | None, device: str) -> tuple[object, list[str]]:
+    """The number type of the training in `folder`, or else the one that is fast there."""
     if folder is not None and (folder / CONFIG).is_file():
         kept = read(folder / CONFIG)
         if isinstance(kept, dict) and "precision" in kept:
             return kept["precision"], []
-    if default_dtype(torch.device("cpu")) == "bfloat16":
+    if default_dtype(torch.device(device_kind(device))) == "bfloat16":
         return "bf16", []
     return "fp32", ["computing in fp32: this processor has no fast products of bf16"]
 

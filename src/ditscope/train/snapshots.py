@@ -109,8 +109,8 @@ def averaged(
         The average, and what was wrong with snapshots that were left out.
 
     Raises:
-        BadRequest: a length that cannot be, or a step after the last snapshot.
-        BadCheckpoint: there are no snapshots, or none that is whole.
+        BadRequest: a length that cannot be.
+        BadCheckpoint: there are no snapshots, none that is whole, or none after the step.
     """
     power = exponent(length)
     manifests, damaged = _verified(training)

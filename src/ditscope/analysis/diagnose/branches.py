@@ -11,6 +11,7 @@ from ditscope.analysis.diagnose.finding import Threshold
 from ditscope.analysis.diagnose.rule import Array, Rule, Suspect, held
 from ditscope.analysis.diagnose.seen import Seen
 from ditscope.analysis.recorded import branch_steps
+from ditscope.errors import BadRequest
 
 LASTING = 0.2
 """Share of the steps."""
@@ -59,7 +60,13 @@ def _apart(seen: Seen) -> xarray.DataArray:
     """Difference of the branches (step, sample); NaN-free, empty where nothing is known."""
     steps = numpy.array(branch_steps(seen.run, "uncond"))
     steps = steps[numpy.isin(steps, branch_steps(seen.run, "cond"))]
-    cond, uncond = (seen.statistics(branch).sel(step=steps) for branch in ("cond", "uncond"))
+    manifest = seen.run.manifest
+    told = [i for i, y in enumerate(manifest.labels) if y.index != manifest.guidance.null_label]
+    if not told:
+        raise BadRequest("the network was told no class, so both branches are one", field="label")
+    cond, uncond = (
+        seen.statistics(branch).sel(step=steps).isel(sample=told) for branch in ("cond", "uncond")
+    )
     size = numpy.maximum(numpy.maximum(abs(cond), abs(uncond)), 1e-12)
     # NaN is another rule's matter, and undefined metrics are nobody's.
     return (abs(cond - uncond) / size).mean(["metric", "layer", "head"], skipna=True)

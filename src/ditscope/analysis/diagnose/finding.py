@@ -11,6 +11,7 @@ import numpy
 from numpy.typing import NDArray
 
 from ditscope.core.axes import Branch
+from ditscope.core.manifest import PROBE
 from ditscope.errors import foreign
 from ditscope.runs.reader import Run
 
@@ -111,6 +112,8 @@ def sample_again(run: Run, *changes: str) -> str:
     Edits of attention are not repeated: a comment says that there were some.
     """
     manifest, guidance = run.manifest, run.manifest.guidance
+    if manifest.sampler.name == PROBE:
+        return _probe_again(run, *changes)
     words = ["ditscope", "sample", "--model", manifest.model.source]
     if manifest.model.weights is not None:
         words += ["--weights", manifest.model.weights]
@@ -124,6 +127,28 @@ def sample_again(run: Run, *changes: str) -> str:
         words += ["--cfg-interval", *(f"{level:g}" for level in guidance.interval)]
     words += ["--batch-size", str(max(len(batch) for batch in manifest.batches))]
     command = foreign(shlex.join([*words, "--attention-debug", *changes]), 1000)
+    return command + ("  # without the edits of the run" if manifest.edits else "")
+
+
+def _probe_again(run: Run, *changes: str) -> str:
+    """The command that looks at the same pictures again, in the copies that the run keeps."""
+    manifest, null = run.manifest, run.manifest.guidance.null_label
+    words = ["ditscope", "probe", *(str(run.path / name) for name in run.layout.image_files)]
+    words += ["--model", manifest.model.source]
+    if manifest.model.weights is not None:
+        words += ["--weights", manifest.model.weights]
+    told = [label.name for label in manifest.labels if label.index != null]
+    for name in told if len(told) == len(manifest.labels) else ():
+        words += ["--class", name]
+    words += ["--noise-levels", ",".join(f"{step.noise_level:.6g}" for step in manifest.steps)]
+    words += ["--both-branches"] if len(run.layout.branches) == 2 else []
+    words += ["--seed", str(manifest.seed)]
+    words += ["--batch-size", str(max(len(batch) for batch in manifest.batches))]
+    asked = list(changes)
+    if "--qk-steps" in asked:  # a probe keeps Q and K of all its levels
+        place = asked.index("--qk-steps")
+        asked[place : place + 2] = ["--qk"]
+    command = foreign(shlex.join([*words, *asked]), 1000)
     return command + ("  # without the edits of the run" if manifest.edits else "")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy
 
@@ -15,6 +15,7 @@ from ditscope.analysis.recorded import branch_steps, metric_names
 from ditscope.core.axes import BRANCHES
 from ditscope.core.sites import Site
 from ditscope.core.statistics import STATISTICS
+from ditscope.runs.reader import Run
 
 
 class NotFinite(Rule):
@@ -32,7 +33,7 @@ class NotFinite(Rule):
         for branch in BRANCHES:
             if branch not in run.stats["branch"].values.tolist():
                 continue
-            steps = numpy.array(measured_steps(run, branch_steps(run, branch)))
+            steps = numpy.array(_whole(run, measured_steps(run, branch_steps(run, branch))), int)
             if not run.manifest.only.has_branch(branch) or not steps.size:
                 continue
             here = run.stats[names].sel(branch=branch, step=steps)
@@ -60,6 +61,16 @@ class NotFinite(Rule):
                     branch=branch,
                     changes=("--dtype", "float32"),
                 )
+
+
+def _whole(run: Run, steps: Iterable[int]) -> list[int]:
+    """Those of which no statistic was lost before a repair: that is no fault of the model."""
+    specs = run.layout.stats.values()
+    return [
+        step
+        for step in steps
+        if not any(run.files.lost.intersection(spec.chunk_files(step=step)) for spec in specs)
+    ]
 
 
 def _may_be_nan(name: str, site: Site) -> bool:

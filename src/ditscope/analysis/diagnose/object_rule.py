@@ -91,6 +91,8 @@ def late(seen: Seen, values: xarray.DataArray) -> xarray.DataArray:
 def stored_within(values: xarray.DataArray, first: int, end: int) -> xarray.DataArray:
     """The stored steps from `first` to before `end`; BadRequest if there are none."""
     kept = [step for step in values["step"].values.tolist() if first <= step < end]
+    if first >= end:
+        raise BadRequest("too few steps to have a middle", field="step", fix=RECORD_STEPS)
     if not kept:
         raise BadRequest(
             f"no map is stored at steps {first} to {end - 1}", field="step", fix=RECORD_MAPS
