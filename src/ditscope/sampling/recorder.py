@@ -26,6 +26,7 @@ from ditscope.attention.edits.forward import softmax_scales
 from ditscope.attention.edits.kinds import specs_of
 from ditscope.attention.metrics.plan import plan_of
 from ditscope.core.axes import Branch
+from ditscope.core.keep import KeepRecord
 from ditscope.core.manifest import (
     GuidanceRecord,
     LabelRecord,
@@ -242,7 +243,7 @@ def manifest_of(job: Job) -> RunManifest:
         statistics=job.statistics,
         token_statistics=plan_of(settings.metrics, settings.detail).token_names,
         metrics={name: _described(name) for name in job.statistics},
-        only=settings.only,
+        only=KeepRecord.model_validate(settings.only.model_dump()),  # as it is read back
         qk_steps=settings.qk_steps,
         qk_dtype=pipe.dtype if settings.qk_steps else None,
         scales=tuple(site.head_width**-0.5 for site in sites),
