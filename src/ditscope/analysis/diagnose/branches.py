@@ -60,13 +60,13 @@ def _apart(seen: Seen) -> xarray.DataArray:
     """Difference of the branches (step, sample); NaN-free, empty where nothing is known."""
     steps = numpy.array(branch_steps(seen.run, "uncond"))
     steps = steps[numpy.isin(steps, branch_steps(seen.run, "cond"))]
+    cond, uncond = (seen.statistics(branch).sel(step=steps) for branch in ("cond", "uncond"))
     manifest = seen.run.manifest
-    told = [i for i, y in enumerate(manifest.labels) if y.index != manifest.guidance.null_label]
-    if not told:
+    null = manifest.guidance.null_label
+    told = numpy.array([manifest.labels[i].index != null for i in cond["sample"].values.tolist()])
+    if not told.any():
         raise BadRequest("the network was told no class, so both branches are one", field="label")
-    cond, uncond = (
-        seen.statistics(branch).sel(step=steps).isel(sample=told) for branch in ("cond", "uncond")
-    )
+    cond, uncond = cond.isel(sample=told), uncond.isel(sample=told)
     size = numpy.maximum(numpy.maximum(abs(cond), abs(uncond)), 1e-12)
     # NaN is another rule's matter, and undefined metrics are nobody's.
     return (abs(cond - uncond) / size).mean(["metric", "layer", "head"], skipna=True)
