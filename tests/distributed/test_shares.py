@@ -63,7 +63,7 @@ def draw(folder: Path, path: Path, *, ranks: int = 1, **settings: object) -> lis
         group = Alone(rank, ranks, rank, None, barrier, words)
         record_together(job_of(folder, **settings), path, group, report=report)
 
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(1, ranks)]
+    threads = [threading.Thread(target=work, args=(r,), daemon=True) for r in range(1, ranks)]
     for thread in threads:
         thread.start()
     work(0)
