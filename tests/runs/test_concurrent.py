@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 
 import numpy as np
@@ -128,3 +129,18 @@ def test_a_run_is_read_on_after_it_was_moved(tmp_path):
     with pytest.raises(BadRun, match="is missing"):
         run.latents.load()
     assert open_run(tmp_path / "elsewhere").verify().ok
+
+
+def test_a_file_that_goes_between_the_look_and_the_opening_is_missing(tmp_path, monkeypatch):
+    path = TOYS[0].write(tmp_path / "run")
+    run = open_run(path)
+    opened = os.open
+
+    def gone(file, *rest, **options):
+        if "latents" in str(file):
+            os.unlink(file)  # what a writer that replaces the run does at this moment
+        return opened(file, *rest, **options)
+
+    monkeypatch.setattr(os, "open", gone)
+    with pytest.raises(BadRun, match="is missing"):
+        run.latents.values  # noqa: B018

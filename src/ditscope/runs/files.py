@@ -149,17 +149,21 @@ def read_regular(path: Path, limit: int) -> bytes:
         with open(os.open(path, flags), "rb") as stream:
             return stream.read(limit + 1)
     except OSError as reason:
-        raise BadRun(f"cannot be read: {reason.strerror}", file=path) from None
+        raise _unread(path, reason, "a regular file") from None
 
 
 def _irregular(path: Path, wanted: Callable[[int], bool], expected: str) -> BadRun | None:
     try:
         mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return BadRun("is missing", file=path, expected=expected)
     except OSError as reason:
-        return BadRun(f"cannot be read: {reason.strerror}", file=path)
+        return _unread(path, reason, expected)
     return None if wanted(mode) else BadRun("is something else", file=path, expected=expected)
+
+
+def _unread(path: Path, reason: OSError, expected: str) -> BadRun:
+    if isinstance(reason, FileNotFoundError):
+        return BadRun("is missing", file=path, expected=expected)
+    return BadRun(f"cannot be read: {reason.strerror}", file=path)
 
 
 def _size(path: Path) -> int | None:
